@@ -1,0 +1,234 @@
+package backing
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// TempPrefix begins the name of every temporary of the store.
+const TempPrefix = ".kmsfs.tmp."
+
+// Dir is an open directory.
+type Dir struct {
+	fd   int
+	proc string // "/proc/self/fd/N/", for system calls that take only paths
+}
+
+func newDir(fd int) *Dir { return &Dir{fd, "/proc/self/fd/" + strconv.Itoa(fd) + "/"} }
+
+// OpenRoot opens the directory at path, following symlinks in path.
+func OpenRoot(path string) (*Dir, error) {
+	fd, err := retryFd(func() (int, error) {
+		return unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return newDir(fd), nil
+}
+
+// Close releases the descriptor.
+func (d *Dir) Close() error { return unix.Close(d.fd) }
+
+// OpenDir opens the directory name in d; a symlink is ENOTDIR or ELOOP.
+func (d *Dir) OpenDir(name string) (*Dir, error) {
+	fd, err := retryFd(func() (int, error) {
+		return unix.Openat(d.fd, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return newDir(fd), nil
+}
+
+// Open opens the file name in d. flags are open(2)'s; O_NOFOLLOW and O_CLOEXEC
+// are added. A fifo or device is opened without waiting.
+func (d *Dir) Open(name string, flags int, mode uint32) (*File, error) {
+	fd, err := retryFd(func() (int, error) {
+		return unix.Openat(d.fd, name, flags|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, mode)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &File{fd}, nil
+}
+
+// Stat tells about name in d, without following a symlink; name "" is d itself.
+func (d *Dir) Stat(name string) (Stat, error) { return statAt(d.fd, name) }
+
+// Mkdir, Mknod, Symlink, Unlink and Rmdir are the system calls of these names.
+func (d *Dir) Mkdir(name string, mode uint32) error { return unix.Mkdirat(d.fd, name, mode) }
+
+// Mknod makes a special or an empty regular file; dev is in Linux dev_t encoding.
+func (d *Dir) Mknod(name string, mode uint32, dev uint64) error {
+	return unix.Mknodat(d.fd, name, mode, int(dev))
+}
+
+// Symlink makes a symbolic link name with the given contents.
+func (d *Dir) Symlink(target, name string) error { return unix.Symlinkat(target, d.fd, name) }
+
+// Unlink removes a name that is no directory.
+func (d *Dir) Unlink(name string) error { return unix.Unlinkat(d.fd, name, 0) }
+
+// Rmdir removes an empty directory.
+func (d *Dir) Rmdir(name string) error { return unix.Unlinkat(d.fd, name, unix.AT_REMOVEDIR) }
+
+// Rename is renameat2(2).
+func (d *Dir) Rename(name string, to *Dir, newName string, flags uint) error {
+	err := unix.Renameat2(d.fd, name, to.fd, newName, flags)
+	if flags == 0 && (errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL)) {
+		return unix.Renameat(d.fd, name, to.fd, newName)
+	}
+	return err
+}
+
+// Link makes newName in to another name of name in d.
+func (d *Dir) Link(name string, to *Dir, newName string) error {
+	return unix.Linkat(d.fd, name, to.fd, newName, 0)
+}
+
+// Readlink returns a symlink's contents.
+func (d *Dir) Readlink(name string) (string, error) {
+	buf := make([]byte, 4096)
+	n, err := unix.Readlinkat(d.fd, name, buf)
+	if err != nil {
+		return "", err
+	}
+	return string(buf[:n]), nil
+}
+
+// Chmod sets the mode of name, which must not be a symlink.
+func (d *Dir) Chmod(name string, mode uint32) error {
+	return unix.Fchmodat(d.fd, name, mode, 0)
+}
+
+// Chown sets owner and group of name itself; -1 leaves one alone.
+func (d *Dir) Chown(name string, uid, gid int) error {
+	return unix.Fchownat(d.fd, name, uid, gid, unix.AT_SYMLINK_NOFOLLOW)
+}
+
+// SetTimes sets atime and mtime of name itself; Nsec may be UTIME_NOW or UTIME_OMIT.
+func (d *Dir) SetTimes(name string, atime, mtime unix.Timespec) error {
+	return unix.UtimesNanoAt(d.fd, name, []unix.Timespec{atime, mtime}, unix.AT_SYMLINK_NOFOLLOW)
+}
+
+// Sync is fsync(2) of the directory.
+func (d *Dir) Sync() error { return unix.Fsync(d.fd) }
+
+// Syncfs writes out the whole file system that the directory is on.
+func (d *Dir) Syncfs() error { return unix.Syncfs(d.fd) }
+
+// Statfs is fstatfs(2).
+func (d *Dir) Statfs() (st unix.Statfs_t, err error) {
+	err = retry(func() error { return unix.Fstatfs(d.fd, &st) })
+	return st, err
+}
+
+// ReadFile returns the contents of a small file; longer than limit is ErrTooBig.
+func (d *Dir) ReadFile(name string, limit int) ([]byte, error) {
+	f, err := d.Open(name, unix.O_RDONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }() // read only: nothing to lose
+	buf := make([]byte, limit+1)
+	n, err := f.ReadAt(buf, 0)
+	if err != nil {
+		return nil, err
+	}
+	if n > limit {
+		return nil, ErrTooBig
+	}
+	return buf[:n], nil
+}
+
+// Replace makes name hold data, whatever it was: a temporary in d, written,
+// synced, renamed over name, and d synced. A crash leaves the old or the new
+// contents and at most a temporary.
+func (d *Dir) Replace(name string, data []byte, mode uint32) error {
+	tmp := TempName()
+	if err := d.WriteNew(tmp, data, mode, true); err != nil {
+		return err
+	}
+	if err := d.Rename(tmp, d, name, 0); err != nil {
+		_ = d.Unlink(tmp) // the rename's error is the one to tell
+		return err
+	}
+	return d.Sync()
+}
+
+// WriteNew makes a new file; it fails with EEXIST if name is there, and leaves
+// nothing behind on any other failure.
+func (d *Dir) WriteNew(name string, data []byte, mode uint32, sync bool) error {
+	f, err := d.Open(name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, mode)
+	if err != nil {
+		return err
+	}
+	err = f.WriteAt(data, 0)
+	if err == nil && sync {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		_ = d.Unlink(name)
+	}
+	return err
+}
+
+// TempName returns a fresh name for a temporary.
+func TempName() string {
+	var b [12]byte
+	_, _ = rand.Read(b[:])
+	return TempPrefix + hex.EncodeToString(b[:])
+}
+
+// TempFile opens a file without a name (O_TMPFILE) in d.
+func (d *Dir) TempFile(mode uint32) (*File, error) {
+	fd, err := retryFd(func() (int, error) {
+		return unix.Openat(d.fd, ".", unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, mode)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &File{fd}, nil
+}
+
+// Lock takes an exclusive lock on the file name in d, making it if need be,
+// without waiting. The lock goes with the returned File.
+func (d *Dir) Lock(name string) (*File, error) {
+	f, err := d.Open(name, unix.O_RDWR|unix.O_CREAT, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(f.fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, ErrLocked
+		}
+		return nil, fmt.Errorf("lock: %w", err)
+	}
+	return f, nil
+}
+
+func retry(f func() error) error {
+	for {
+		if err := f(); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
+
+func retryFd(f func() (int, error)) (int, error) {
+	for {
+		if fd, err := f(); !errors.Is(err, unix.EINTR) {
+			return fd, err
+		}
+	}
+}

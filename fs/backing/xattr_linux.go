@@ -1,0 +1,82 @@
+package backing
+
+import (
+	"errors"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Attrs gives access to the extended attributes of one file, however it is
+// reached. Values are at most 64 KiB (XATTR_SIZE_MAX).
+type Attrs struct {
+	path   string
+	follow bool // the path is itself a link of proc(5) to the open file
+}
+
+// Attrs names the attributes of name in d itself, without following a symlink;
+// name "" is d. Valid while d is open.
+func (d *Dir) Attrs(name string) Attrs {
+	if name == "" {
+		name = "."
+	}
+	return Attrs{path: d.proc + name}
+}
+
+// Attrs names the attributes of the open file.
+func (f *File) Attrs() Attrs {
+	return Attrs{path: f.path(), follow: true}
+}
+
+// Get returns the value of attribute name, or ENODATA.
+func (a Attrs) Get(name string) ([]byte, error) {
+	get := unix.Lgetxattr
+	if a.follow {
+		get = unix.Getxattr
+	}
+	buf := make([]byte, 256)
+	for {
+		n, err := get(a.path, name, buf)
+		if err == nil {
+			return buf[:n], nil
+		}
+		if !errors.Is(err, unix.ERANGE) || len(buf) > 1<<16 {
+			return nil, err
+		}
+		buf = make([]byte, 1<<16+1)
+	}
+}
+
+// Set sets an attribute; flags are setxattr(2)'s.
+func (a Attrs) Set(name string, value []byte, flags int) error {
+	if a.follow {
+		return unix.Setxattr(a.path, name, value, flags)
+	}
+	return unix.Lsetxattr(a.path, name, value, flags)
+}
+
+// Remove removes an attribute, or ENODATA.
+func (a Attrs) Remove(name string) error {
+	if a.follow {
+		return unix.Removexattr(a.path, name)
+	}
+	return unix.Lremovexattr(a.path, name)
+}
+
+// List returns the names of all attributes.
+func (a Attrs) List() ([]string, error) {
+	list := unix.Llistxattr
+	if a.follow {
+		list = unix.Listxattr
+	}
+	buf := make([]byte, 1024)
+	n, err := list(a.path, buf)
+	if errors.Is(err, unix.ERANGE) {
+		buf = make([]byte, 1<<16)
+		n, err = list(a.path, buf)
+	}
+	if err != nil || n == 0 {
+		return nil, err
+	}
+	return strings.Split(strings.TrimSuffix(string(buf[:n]), "\x00"), "\x00"), nil
+}
