@@ -1,0 +1,34 @@
+// Package envelope is the life cycle of data keys: it makes one for a file,
+// writes what unwraps it into the file's header, and gives it back at open.
+//
+// A header block (docs/format.md, "Header") is big endian and zero padded to
+// its size:
+//
+//	 0  6  magic "kmsfs\0"
+//	 6  2  format version
+//	 8  1  cipher suite; 0 if the key has no contents (name and store keys)
+//	 9  1  log2 of the chunk size; 0 if the key has no contents
+//	10  2  flags: bit 0 sparse, the others 0
+//	12  4  size of the header block
+//	16 16  store id
+//	32 16  file id
+//	48 32  commitment = HMAC-SHA256(header key, bytes 0 to 47)
+//	80  1  number of recipients, 1 to 8
+//	81  1  0
+//	82  2  length of the recipients in bytes
+//	84     recipients: class, key URI, wrapped key, key-material id, each after
+//	       its length (1, 2, 2 and 1 bytes)
+//
+// Keys are derived from the data key (DEK) that the key service unwraps:
+//
+//	PRK        = HKDF-Extract-SHA256(salt = store id || file id, ikm = DEK)
+//	header key = HKDF-Expand(PRK, "kmsfs v1 header", 32)
+//
+// The commitment binds the bytes before it to one data key. Recipients are
+// outside of it, since a rewrap changes them without the data key. What guards
+// them: the list of keys that the class allows, asked before any call; the key
+// service's own authentication of the encryption context; and the commitment,
+// which every unwrapped key must meet before the caller gets it. Whoever edits
+// recipients can therefore make a file unreadable, never make it open under
+// another key.
+package envelope

@@ -1,0 +1,192 @@
+package envelope
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math/bits"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/kmsfs/kmsfs/crypto/keywrap"
+)
+
+const (
+	// FormatVersion is the version of the header that this package reads and writes.
+	FormatVersion = 1
+	// MinHeader, MaxHeader and DefaultHeader are sizes of a header block in
+	// bytes. A size is a power of two.
+	MinHeader     = 512
+	MaxHeader     = 8192
+	DefaultHeader = 1024
+	// MaxRecipients bounds the wrapped copies of a data key, and so the calls
+	// that one header can cause (CVE-2024-23680).
+	MaxRecipients = 8
+
+	// Bounds of a recipient's fields, in bytes. The key URI's and the wrapped
+	// key's are those of the AWS KMS API.
+	MaxClass    = 255
+	MaxKeyURI   = 2048
+	MaxBlob     = 6144
+	MaxMaterial = 255
+
+	minChunk = 4 << 10
+	maxChunk = 64 << 10
+)
+
+const (
+	magic = "kmsfs\x00"
+
+	offVersion    = 6
+	offSuite      = 8
+	offChunk      = 9
+	offFlags      = 10
+	offBlock      = 12
+	offStore      = 16
+	offFile       = 32
+	offCommitment = 48
+	offCount      = 80
+	offReserved   = 81
+	offLength     = 82
+	offRecipients = 84
+
+	flagSparse = 1 << 0
+	// recipientLens is what the four length fields of a recipient take.
+	recipientLens = 1 + 2 + 2 + 1
+)
+
+// Fixed is the authenticated part of a header. Suite and ChunkSize are both 0
+// for a key without contents (purposes names and store), and neither is 0 for a
+// file's.
+type Fixed struct {
+	Suite     uint8 // cipher of the chunks; this package does not interpret it
+	ChunkSize int   // plaintext bytes of a chunk, a power of two from 4 KiB to 64 KiB
+	Sparse    bool  // all-zero slots are holes
+	BlockSize int   // size of the header block in bytes; set by Parse and Create
+	Store     ID
+	File      ID // file id, or the id of the name key or the store
+}
+
+// Recipient is one wrapped copy of the data key. Nothing in it is authenticated
+// by the header.
+type Recipient struct {
+	Class   string // class whose policy governs the key; part of the encryption context
+	Wrapped keywrap.Wrapped
+}
+
+// Header is a decoded header block. It holds nothing secret.
+type Header struct {
+	Fixed
+	Commitment [32]byte
+	Recipients []Recipient
+}
+
+// ValidHeaderSize reports whether n is a size that a header block may have.
+func ValidHeaderSize(n int) bool {
+	return n >= MinHeader && n <= MaxHeader && n&(n-1) == 0
+}
+
+func validChunkSize(n int) bool { return n >= minChunk && n <= maxChunk && n&(n-1) == 0 }
+
+// check answers ErrInvalid for a fixed part that Parse would refuse.
+func (f *Fixed) check() error {
+	switch {
+	case f.ChunkSize == 0 && f.Suite == 0 && !f.Sparse:
+	case f.ChunkSize == 0 || f.Suite == 0:
+		return fmt.Errorf("cipher suite %d with chunk size %d: %w", f.Suite, f.ChunkSize, ErrInvalid)
+	case !validChunkSize(f.ChunkSize):
+		return fmt.Errorf("chunk size %d: %w", f.ChunkSize, ErrInvalid)
+	}
+	if !ValidHeaderSize(f.BlockSize) {
+		return fmt.Errorf("header size %d: %w", f.BlockSize, ErrInvalid)
+	}
+	return nil
+}
+
+// authenticated returns the bytes that the commitment covers. f passes check.
+func (f *Fixed) authenticated() (b [offCommitment]byte) {
+	copy(b[:], magic)
+	binary.BigEndian.PutUint16(b[offVersion:], FormatVersion)
+	b[offSuite] = f.Suite
+	if f.ChunkSize != 0 {
+		b[offChunk] = byte(bits.Len(uint(f.ChunkSize)) - 1)
+	}
+	if f.Sparse {
+		binary.BigEndian.PutUint16(b[offFlags:], flagSparse)
+	}
+	binary.BigEndian.PutUint32(b[offBlock:], uint32(f.BlockSize))
+	copy(b[offStore:], f.Store[:])
+	copy(b[offFile:], f.File[:])
+	return b
+}
+
+func (r *Recipient) size() int {
+	return recipientLens + len(r.Class) + len(r.Wrapped.Key) + len(r.Wrapped.Blob) + len(r.Wrapped.Material)
+}
+
+// check answers ErrDoesNotFit for a field over its bound and ErrInvalid for one
+// that Parse would refuse for another reason.
+func (r *Recipient) check() error {
+	w := &r.Wrapped
+	if len(r.Class) > MaxClass || len(w.Key) > MaxKeyURI || len(w.Blob) > MaxBlob || len(w.Material) > MaxMaterial {
+		return fmt.Errorf("recipient %.64q of class %.64q: %w", w.Key, r.Class, ErrDoesNotFit)
+	}
+	if r.Class == "" || w.Key == "" || len(w.Blob) == 0 || !printable(r.Class) || !printable(w.Key) || !printable(w.Material) {
+		return fmt.Errorf("recipient %.64q of class %.64q: %w", w.Key, r.Class, ErrInvalid)
+	}
+	return nil
+}
+
+// printable keeps control characters out of logs and terminals, to which these
+// fields go before anything has authenticated them.
+func printable(s string) bool {
+	for _, r := range s {
+		if r == utf8.RuneError || !unicode.IsPrint(r) {
+			return false
+		}
+	}
+	return true
+}
+
+// size returns the bytes that h takes without padding.
+func (h *Header) size() int {
+	n := offRecipients
+	for i := range h.Recipients {
+		n += h.Recipients[i].size()
+	}
+	return n
+}
+
+// Encode returns the header block of size bytes. size must be h.BlockSize,
+// which the commitment covers. Errors: ErrDoesNotFit if the recipients are too
+// many or too long for the block, ErrInvalid for fields that no header has.
+func (h *Header) Encode(size int) ([]byte, error) {
+	if size != h.BlockSize {
+		return nil, fmt.Errorf("header of %d bytes in a block of %d: %w", h.BlockSize, size, ErrInvalid)
+	}
+	if err := h.Fixed.check(); err != nil {
+		return nil, err
+	}
+	if len(h.Recipients) == 0 {
+		return nil, fmt.Errorf("no recipient: %w", ErrInvalid)
+	}
+	n := h.size()
+	if len(h.Recipients) > MaxRecipients || n > size {
+		return nil, fmt.Errorf("%d recipients, %d bytes in a block of %d: %w", len(h.Recipients), n, size, ErrDoesNotFit)
+	}
+	fixed := h.authenticated()
+	b := append(make([]byte, 0, size), fixed[:]...)
+	b = append(b, h.Commitment[:]...)
+	b = append(b, byte(len(h.Recipients)), 0)
+	b = binary.BigEndian.AppendUint16(b, uint16(n-offRecipients))
+	for i := range h.Recipients {
+		r := &h.Recipients[i]
+		if err := r.check(); err != nil {
+			return nil, err
+		}
+		b = append(append(b, byte(len(r.Class))), r.Class...)
+		b = append(binary.BigEndian.AppendUint16(b, uint16(len(r.Wrapped.Key))), r.Wrapped.Key...)
+		b = append(binary.BigEndian.AppendUint16(b, uint16(len(r.Wrapped.Blob))), r.Wrapped.Blob...)
+		b = append(append(b, byte(len(r.Wrapped.Material))), r.Wrapped.Material...)
+	}
+	return b[:size], nil // the rest of the fresh array is the padding
+}
