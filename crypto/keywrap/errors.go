@@ -21,6 +21,7 @@ var (
 	ErrThrottled   = fault.New(fault.KeyUnavailable, "keywrap: key service throttles")
 	ErrBadURI      = fault.New(fault.Invalid, "keywrap: no such kind of key URI")
 	ErrUnsupported = fault.New(fault.Unsupported, "keywrap: key is not usable for this operation")
+	ErrKeyLength   = fault.New(fault.Invalid, "keywrap: data key is not 32 bytes long")
 )
 
 // CallError tells about a failed call what its log line needs. It never holds
