@@ -3,6 +3,7 @@ package nameenc_test
 import (
 	"bytes"
 	"crypto/hkdf"
+	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
@@ -250,6 +251,20 @@ func TestMAC(t *testing.T) {
 	}
 	if err := c.VerifyMAC([32]byte{}, "label"); !errors.Is(err, nameenc.ErrAuth) {
 		t.Errorf("the zero MAC verifies: %v", err)
+	}
+}
+
+// TestMACFraming holds the framing to its description.
+func TestMACFraming(t *testing.T) {
+	key, err := hkdf.Expand(sha256.New, testKey(1), "kmsfs v1 record", 32)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := hmac.New(sha256.New, key)
+	h.Write([]byte("\x00\x00\x00\x00\x00\x00\x00\x03dir\x00\x00\x00\x00\x00\x00\x00\x02id\x00\x00\x00\x00\x00\x00\x00\x00"))
+	got := newCipher(t, 1).MAC("dir", []byte("id"), nil)
+	if want := h.Sum(nil); !bytes.Equal(got[:], want) {
+		t.Errorf("MAC = %x, want %x", got, want)
 	}
 }
 
