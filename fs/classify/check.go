@@ -14,7 +14,7 @@ import (
 var (
 	classPattern = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,31}$`)
 	keyPattern   = regexp.MustCompile(`^(arn:[a-z][a-z0-9-]*:kms:[a-z0-9-]+:[0-9]{12}:(key/[A-Za-z0-9-]{1,128}|alias/[A-Za-z0-9/_-]{1,250})` +
-		`|alias/[A-Za-z0-9/_-]{1,250}|keyring:[A-Za-z0-9][A-Za-z0-9._-]{0,63})$`)
+		`|alias/[A-Za-z0-9/_-]{1,250}|keyring:[a-z0-9][a-z0-9._-]{0,62})$`)
 )
 
 const (

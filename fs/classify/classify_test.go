@@ -263,7 +263,7 @@ func TestKeyURIs(t *testing.T) {
 	for _, key := range []string{
 		"arn:aws:kms:us-east-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab", "arn:aws:kms:us-east-1:111122223333:key/mrk-1f",
 		"arn:aws-us-gov:kms:us-gov-west-1:111122223333:alias/a/b_c", "arn:aws-cn:kms:cn-north-1:111122223333:key/x", "alias/x", "alias/team/pci",
-		"keyring:general", "keyring:Team-1.a_b",
+		"keyring:general", "keyring:team-1.a_b", "keyring:" + strings.Repeat("x", 63),
 	} {
 		if err := classify.Single("c", key).Check(); err != nil {
 			t.Errorf("%q: %v", key, err)
@@ -272,7 +272,7 @@ func TestKeyURIs(t *testing.T) {
 	for _, key := range []string{
 		"", "arn:", "alias/", "keyring:", "keyring: x", "keyring:a/b", "keyring:.x", "general", "1234abcd-12ab-34cd-56ef-1234567890ab",
 		"arn:aws:s3:us-east-1:111122223333:key/x", "arn:aws:kms::111122223333:key/x", "arn:aws:kms:us-east-1:1111:key/x", "arn:aws:kms:us-east-1:111122223333:key/",
-		"arn:aws:kms:us-east-1:111122223333:role/x", "alias/a b", "alias/x\n", " alias/x", "keyring:x\x00", "Keyring:x", "keyring:" + strings.Repeat("x", 65),
+		"arn:aws:kms:us-east-1:111122223333:role/x", "alias/a b", "alias/x\n", " alias/x", "keyring:x\x00", "Keyring:x", "keyring:X", "keyring:" + strings.Repeat("x", 64),
 		"https://example.com", "alias/" + strings.Repeat("x", 251),
 	} {
 		if err := classify.Single("c", key).Check(); !errors.Is(err, classify.ErrPolicy) {
