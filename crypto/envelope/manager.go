@@ -167,9 +167,13 @@ func (m *Manager) start(f func()) {
 	}()
 }
 
-// call runs one call to the provider under its deadline and counts it. A
-// failure comes back as *keywrap.CallError with a kind.
+// call runs one call to the provider under its deadline and counts it; none
+// after Close. A failure comes back as *keywrap.CallError.
 func call[T any](m *Manager, op, key string, f func(context.Context) (T, error)) (T, error) {
+	if m.base.Err() != nil {
+		var none T
+		return none, fmt.Errorf("%s %s: %w", op, key, ErrClosed)
+	}
 	ctx, cancel := context.WithTimeout(m.base, m.opts.Budget)
 	defer cancel()
 	v, err := f(ctx)

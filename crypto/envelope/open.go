@@ -30,12 +30,11 @@ func (m *Manager) Open(ctx context.Context, c Class, purpose keywrap.Purpose, h 
 	if err != nil {
 		return nil, err
 	}
-	k, err := m.cached(calls, c.Cache)
-	if k == nil && err == nil {
-		k, err = m.unwrapAny(ctx, calls, &c, purpose, h)
-	}
-	if err != nil {
-		return nil, err
+	k := m.cached(calls, c.Cache, purpose, h)
+	if k == nil { // also when the manager is closed, which has no cache
+		if k, err = m.unwrapAny(ctx, calls, &c, purpose, h); err != nil {
+			return nil, err
+		}
 	}
 	// The cache answers for the wrapped key, not for the header around it.
 	if err := k.Check(h); err != nil {
@@ -47,8 +46,8 @@ func (m *Manager) Open(ctx context.Context, c Class, purpose keywrap.Purpose, h 
 
 // recipientCall is a recipient that may be tried, under the URI to be called.
 type recipientCall struct {
-	wrapped keywrap.Wrapped
-	key     cacheKey
+	recipient *Recipient
+	wrapped   keywrap.Wrapped // the recipient's, Key changed to the allowed URI
 }
 
 // usable appends the recipients of h that c allows. Everything that can be
@@ -69,14 +68,14 @@ func (m *Manager) usable(out []recipientCall, c *Class, purpose keywrap.Purpose,
 		if r.Class != c.Name {
 			continue
 		}
-		key, ok := m.callable(r.Wrapped.Key, c.Allowed)
+		uri, ok := m.callable(r.Wrapped.Key, c.Allowed)
 		if !ok {
 			rejected = r.Wrapped.Key
 			continue
 		}
 		w := r.Wrapped
-		w.Key = key
-		out = append(out, recipientCall{w, newCacheKey(r, purpose, h)})
+		w.Key = uri
+		out = append(out, recipientCall{r, w})
 	}
 	switch {
 	case len(out) > 0:
@@ -90,24 +89,30 @@ func (m *Manager) usable(out []recipientCall, c *Class, purpose keywrap.Purpose,
 // cached returns a key that is in the cache for one of calls, or nil. Every
 // recipient is asked before any call: while the first one's service is down,
 // the second one's key may be here.
-func (m *Manager) cached(calls []recipientCall, ttl time.Duration) (*FileKey, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.closed {
-		return nil, ErrClosed
-	}
+func (m *Manager) cached(calls []recipientCall, ttl time.Duration, purpose keywrap.Purpose, h *Header) *FileKey {
 	if ttl <= 0 {
-		return nil, nil
+		return nil
 	}
 	now := m.opts.Now()
 	for i := range calls {
-		if e := m.cache.lookup(calls[i].key, calls[i].wrapped.Key, ttl, now); e != nil && e.elem != nil {
-			m.stats.CacheHits++
-			m.cache.lru.MoveToFront(e.elem)
-			return &FileKey{prk: e.prk.Clone()}, nil
+		key := newCacheKey(calls[i].recipient, purpose, h)
+		if k := m.hit(key, calls[i].wrapped.Key, ttl, now); k != nil {
+			return k
 		}
 	}
-	return nil, nil
+	return nil
+}
+
+func (m *Manager) hit(key cacheKey, uri string, ttl time.Duration, now time.Time) *FileKey {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	e := m.cache.lookup(key, uri, ttl, now)
+	if e == nil || e.elem == nil {
+		return nil
+	}
+	m.stats.CacheHits++
+	m.cache.lru.MoveToFront(e.elem)
+	return &FileKey{prk: e.prk.Clone()}
 }
 
 // unwrapAny tries calls in order.
@@ -173,10 +178,11 @@ func (m *Manager) unwrap(p *patience, rc *recipientCall, c *Class, purpose keywr
 	if m.closed {
 		return nil, ErrClosed
 	}
-	e := m.cache.lookup(rc.key, rc.wrapped.Key, c.Cache, m.opts.Now())
+	key := newCacheKey(rc.recipient, purpose, h)
+	e := m.cache.lookup(key, rc.wrapped.Key, c.Cache, m.opts.Now())
 	switch {
 	case e == nil:
-		e = m.startUnwrap(rc, c, purpose, h)
+		e = m.startUnwrap(key, rc, c, purpose, h)
 	case !e.ended():
 		m.stats.Shared++
 	case e.err == nil: // filled since cached looked
@@ -198,8 +204,8 @@ func (m *Manager) unwrap(p *patience, rc *recipientCall, c *Class, purpose keywr
 }
 
 // startUnwrap starts the call for rc. m.mu is held.
-func (m *Manager) startUnwrap(rc *recipientCall, c *Class, purpose keywrap.Purpose, h *Header) *entry {
-	e := &entry{key: rc.key, uri: rc.wrapped.Key, done: make(chan struct{})}
+func (m *Manager) startUnwrap(key cacheKey, rc *recipientCall, c *Class, purpose keywrap.Purpose, h *Header) *entry {
+	e := &entry{key: key, uri: rc.wrapped.Key, done: make(chan struct{})}
 	m.cache.add(e)
 	w, ttl, store, file := rc.wrapped, c.Cache, h.Store, h.File
 	ec := keywrap.Context{Store: store.String(), Class: c.Name, Purpose: purpose, ID: file.String()}
