@@ -6,3 +6,10 @@ import "github.com/kmsfs/kmsfs/crypto/keymem"
 func NewFileKey(dek []byte, store, file ID) (*FileKey, error) {
 	return newFileKey(keymem.Copy(dek), store, file)
 }
+
+// Remembered counts calls under way, failures and keys.
+func (m *Manager) Remembered() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.cache.entries)
+}

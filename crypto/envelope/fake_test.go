@@ -36,7 +36,8 @@ type fakeService struct {
 	stubborn bool             // ignores its context
 	careless bool             // does not authenticate the encryption context
 	respond  func(w keywrap.Wrapped) *keymem.Key
-	blobLen  int // pads blobs to this length
+	resolve  map[string]string // what wrapping names a key, where not by its own URI
+	blobLen  int               // pads blobs to this length
 }
 
 func newFake() *fakeService {
@@ -116,6 +117,9 @@ func (f *fakeService) aad(ec keywrap.Context) []byte {
 }
 
 func (f *fakeService) wrap(key string, ec keywrap.Context, dek []byte) keywrap.Wrapped {
+	if to := f.resolve[key]; to != "" {
+		key = to
+	}
 	nonce := make([]byte, 12)
 	_, _ = rand.Read(nonce)
 	sealed := aead(key).Seal(nonce, nonce, dek, f.aad(ec))

@@ -220,6 +220,28 @@ func TestFailuresAreRetriedAfterASecond(t *testing.T) {
 	})
 }
 
+func TestFailuresTakeBoundedMemory(t *testing.T) {
+	bubble(t, envelope.Options{MaxEntries: 3}, func(t *testing.T, b *bench) {
+		b.class.Keys = b.class.Keys[:1]
+		var hs []*envelope.Header
+		for range 9 {
+			hs = append(hs, b.create())
+		}
+		b.svc.set(func() { b.svc.fail[keyA] = keywrap.ErrDenied })
+		for _, h := range hs {
+			wantErr(t, "Open", b.open(h), keywrap.ErrDenied)
+		}
+		if got := b.m.Remembered(); got < 1 || got > 3 {
+			t.Errorf("after 9 failures: got %d remembered, want 1 to 3", got)
+		}
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if got := b.m.Remembered(); got != 0 {
+			t.Errorf("a second later: got %d remembered, want 0", got)
+		}
+	})
+}
+
 func TestCacheTimeZeroCallsEachTime(t *testing.T) {
 	bubble(t, envelope.Options{}, func(t *testing.T, b *bench) {
 		b.class.Cache = 0
@@ -416,6 +438,18 @@ func TestCreateNeedsEveryRecipient(t *testing.T) {
 		b.svc.set(func() { b.svc.fail[keyB] = keywrap.ErrDenied })
 		_, k, err := b.m.Create(context.Background(), b.class, keywrap.PurposeData, fixed(envelope.NewID()), envelope.DefaultHeader)
 		wantErr(t, "second recipient denied", err, keywrap.ErrDenied)
+		if k != nil || keymem.Live() != live {
+			t.Errorf("got key %v and %d more live keys, want none", k, keymem.Live()-live)
+		}
+	})
+}
+
+func TestCreateRefusesAKeyThatOpenWouldRefuse(t *testing.T) {
+	bubble(t, envelope.Options{}, func(t *testing.T, b *bench) {
+		live := keymem.Live()
+		b.svc.set(func() { b.svc.resolve = map[string]string{keyB: keyEvil} }) // an alias that was pointed elsewhere
+		_, k, err := b.m.Create(context.Background(), b.class, keywrap.PurposeData, fixed(envelope.NewID()), envelope.DefaultHeader)
+		wantErr(t, "Create", err, envelope.ErrNotAllowed)
 		if k != nil || keymem.Live() != live {
 			t.Errorf("got key %v and %d more live keys, want none", k, keymem.Live()-live)
 		}
