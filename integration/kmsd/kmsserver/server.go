@@ -169,16 +169,19 @@ func (s *Server) Principals() []Principal {
 }
 
 // Env returns the environment with which an AWS SDK or the aws command line
-// calls this server, and this server only, as p: append it to os.Environ. It
-// hides configuration files of the user.
-func (s *Server) Env(p Principal) []string {
+// calls this server's KMS as p: append it to os.Environ. It hides
+// configuration files of the user and leaves other services' endpoints alone.
+func (s *Server) Env(p Principal) []string { return Env(s.URL(), s.region, p) }
+
+// Env is Server.Env for a server in another process.
+func Env(url, region string, p Principal) []string {
 	return []string{
-		"AWS_ENDPOINT_URL_KMS=" + s.URL(),
+		"AWS_ENDPOINT_URL_KMS=" + url,
 		"AWS_ACCESS_KEY_ID=" + p.AccessKeyID,
 		"AWS_SECRET_ACCESS_KEY=" + p.SecretAccessKey,
 		"AWS_SESSION_TOKEN=" + p.SessionToken,
-		"AWS_REGION=" + s.region,
-		"AWS_DEFAULT_REGION=" + s.region,
+		"AWS_REGION=" + region,
+		"AWS_DEFAULT_REGION=" + region,
 		"AWS_EC2_METADATA_DISABLED=true",
 		"AWS_CONFIG_FILE=/dev/null",
 		"AWS_SHARED_CREDENTIALS_FILE=/dev/null",

@@ -60,7 +60,6 @@ func code(err error) string {
 	return ""
 }
 
-
 func wantCode(t *testing.T, what string, err error, want string) {
 	t.Helper()
 	if got := code(err); got != want {
