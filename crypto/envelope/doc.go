@@ -6,8 +6,8 @@
 //
 //	 0  6  magic "kmsfs\0"
 //	 6  2  format version
-//	 8  1  cipher suite; 0 if the key has no contents (name and store keys)
-//	 9  1  log2 of the chunk size; 0 if the key has no contents
+//	 8  1  cipher suite, not 0 if there is a chunk size
+//	 9  1  log2 of the chunk size; 0 if the key has no contents (name and store keys)
 //	10  2  flags: bit 0 sparse, the others 0
 //	12  4  size of the header block
 //	16 16  store id

@@ -54,9 +54,9 @@ const (
 	recipientLens = 1 + 2 + 2 + 1
 )
 
-// Fixed is the authenticated part of a header. Suite and ChunkSize are both 0
-// for a key without contents (purposes names and store), and neither is 0 for a
-// file's.
+// Fixed is the authenticated part of a header. ChunkSize is 0, and Suite any
+// value, for a key without contents (purposes names and store); neither is 0
+// for a file's.
 type Fixed struct {
 	Suite     uint8 // cipher of the chunks; this package does not interpret it
 	ChunkSize int   // plaintext bytes of a chunk, a power of two from 4 KiB to 64 KiB
@@ -90,9 +90,11 @@ func validChunkSize(n int) bool { return n >= minChunk && n <= maxChunk && n&(n-
 // check answers ErrInvalid for a fixed part that Parse would refuse.
 func (f *Fixed) check() error {
 	switch {
-	case f.ChunkSize == 0 && f.Suite == 0 && !f.Sparse:
-	case f.ChunkSize == 0 || f.Suite == 0:
-		return fmt.Errorf("cipher suite %d with chunk size %d: %w", f.Suite, f.ChunkSize, ErrInvalid)
+	case f.ChunkSize == 0 && !f.Sparse:
+	case f.ChunkSize == 0:
+		return fmt.Errorf("sparse without contents: %w", ErrInvalid)
+	case f.Suite == 0:
+		return fmt.Errorf("chunk size %d without a cipher suite: %w", f.ChunkSize, ErrInvalid)
 	case !validChunkSize(f.ChunkSize):
 		return fmt.Errorf("chunk size %d: %w", f.ChunkSize, ErrInvalid)
 	}

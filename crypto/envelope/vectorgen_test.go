@@ -78,6 +78,7 @@ func (g *generator) valid() {
 	})
 	add("valid-sparse", "sparse file, 4 KiB chunks, suite 2", 512, func(h *envelope.Header) { h.Suite, h.ChunkSize, h.Sparse = 2, 4096, true })
 	add("valid-no-contents", "a name key: no suite, no chunk size", 512, func(h *envelope.Header) { h.Suite, h.ChunkSize = 0, 0 })
+	add("valid-no-contents-suite", "a name key that names a suite", 512, func(h *envelope.Header) { h.ChunkSize = 0 })
 	add("valid-full", "recipients fill the block to the last byte", 512, func(h *envelope.Header) {
 		h.Recipients = []envelope.Recipient{recipient("c", "keyring:k", 512-84-6-len("c")-len("keyring:k"), "")}
 	})
@@ -106,7 +107,6 @@ func (g *generator) badFixed() {
 	add("bad-version-0", "format version 0", set(6, 0, 0))
 	add("bad-version-2", "format version 2", set(6, 0, 2))
 	add("bad-suite-none", "chunk size without a suite", set(8, 0))
-	add("bad-chunk-none", "suite without a chunk size", set(9, 0))
 	add("bad-chunk-2k", "chunks of 2 KiB", set(9, 11))
 	add("bad-chunk-128k", "chunks of 128 KiB", set(9, 17))
 	add("bad-chunk-huge", "log2 of the chunk size is 255", set(9, 255))
