@@ -1,0 +1,384 @@
+package chunkfile
+
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kmsfs/kmsfs/crypto/dare"
+	"github.com/kmsfs/kmsfs/fs/backing"
+	"github.com/kmsfs/kmsfs/fs/record"
+)
+
+// Flush brings what memory holds to the store file, without waiting for the
+// disk, and gives the store file the time of the newest write. It also answers
+// an earlier failure that nobody was told of.
+func (f *File) Flush() error {
+	f.mu.Lock()
+	defer f.unlock()
+	err := f.flush()
+	if f.failed != nil {
+		err, f.failed = f.failed, nil
+	}
+	return err
+}
+
+// FlushLater is Flush for a caller who cannot tell the writer: a failure is
+// kept for the next Flush or Fsync.
+func (f *File) FlushLater() {
+	f.mu.Lock()
+	defer f.unlock()
+	if err := f.flush(); err != nil && f.failed == nil {
+		f.failed = err
+	}
+}
+
+func (f *File) flush() error {
+	if err := f.settle(); err != nil {
+		return err
+	}
+	late := f.hot.valid && f.hot.dirty
+	if err := f.evict(); err != nil {
+		return err
+	}
+	if f.untold && late { // the write just done was not the user's
+		if err := f.disk.SetTimes(unix.Timespec{Nsec: unix.UTIME_OMIT}, f.written); err != nil {
+			return err
+		}
+	}
+	f.untold = false
+	return nil
+}
+
+// Fsync makes the file durable: Flush, before (what the owner must make durable
+// first, such as a header elsewhere), and the store file itself.
+func (f *File) Fsync(dataOnly bool, before func() error) error {
+	f.mu.Lock()
+	defer f.unlock()
+	err := f.flush()
+	if f.failed != nil {
+		err, f.failed = f.failed, nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := before(); err != nil {
+		return err
+	}
+	sync := f.disk.Sync
+	if dataOnly {
+		sync = f.disk.Datasync
+	}
+	if err := sync(); err != nil {
+		return err
+	}
+	return f.own.Synced(int64(f.size))
+}
+
+// Truncate sets the plaintext size. What is added reads as zeros and is a hole
+// where a whole chunk of it fits.
+func (f *File) Truncate(size int64) error {
+	if size < 0 || size > int64(f.geo.MaxPlain()) {
+		return ErrRange
+	}
+	f.mu.Lock()
+	defer f.unlock()
+	if err := f.settle(); err != nil {
+		return err
+	}
+	if dare.PlainOff(size) > f.size {
+		return f.extend(dare.PlainOff(size))
+	}
+	if err := f.flush(); err != nil {
+		return err
+	}
+	if dare.PlainOff(size) == f.size {
+		return f.disk.SetTimes(unix.Timespec{Nsec: unix.UTIME_OMIT}, now())
+	}
+	return f.shrink(dare.PlainOff(size))
+}
+
+// extend grows the file by zeros. The last chunk is always a real one.
+func (f *File) extend(size dare.PlainOff) error {
+	if f.code == nil {
+		return ErrNoKey
+	}
+	old := f.size
+	err := f.grow(size, size)
+	if err == nil {
+		last := f.last(size)
+		if last > f.last(old)+1 {
+			f.setSparse()
+		}
+		err = f.heat(last, last > f.last(old))
+		f.hot.dirty = true
+	}
+	if err == nil {
+		f.written, f.untold = now(), true
+		err = f.flush()
+	}
+	if err != nil {
+		f.rollback(old)
+	}
+	return err
+}
+
+// shrink cuts the file: the chunk that becomes the last is sealed as such and
+// what follows it goes, in one step that a crash cannot halve.
+func (f *File) shrink(size dare.PlainOff) error {
+	if size == 0 {
+		return f.empty()
+	}
+	last := f.last(size)
+	if f.hot.valid && f.hot.index > last {
+		f.hot.valid = false
+	}
+	if err := f.load(last); err != nil {
+		return err
+	}
+	keep := f.geo.ChunkLen(last, size)
+	if !f.onDisk(last) { // all of it is still in memory
+		clear(f.hot.data[keep:])
+		f.hot.data, f.hot.dirty, f.size = f.hot.data[:keep], true, size
+		return nil
+	}
+	sealed, err := f.code.Seal(nil, f.hot.data[:keep], last, true)
+	if err != nil {
+		return err
+	}
+	ops := []record.Op{
+		{Kind: record.OpWrite, Off: f.slot(last), Data: sealed},
+		{Kind: record.OpTruncate, Off: f.slot(last) + int64(len(sealed))},
+	}
+	if err := f.inPlace(ops); err != nil {
+		return err
+	}
+	clear(f.hot.data[keep:])
+	f.hot.data, f.hot.dirty = f.hot.data[:keep], false
+	f.size, f.diskSize, f.lastOn = size, ops[1].Off, last
+	return nil
+}
+
+// empty cuts the file to nothing: no header, no chunk. The key stays in memory,
+// and a later write puts the header back.
+func (f *File) empty() error {
+	if f.diskSize > 0 {
+		if err := f.own.Begin(); err != nil {
+			return err
+		}
+		if err := f.redo(nil); err != nil {
+			return err
+		}
+	}
+	if err := f.disk.Truncate(0); err != nil { // also where it is empty: mtime
+		return err
+	}
+	clear(f.hot.data)
+	f.hot = hotChunk{data: f.hot.data[:0]}
+	f.size, f.diskSize, f.lastOn = 0, 0, -1
+	f.header, f.sparse, f.resign, f.pending, f.untold = false, false, false, nil, false
+	f.own.Emptied()
+	return nil
+}
+
+// inPlace does operations that change bytes in place.
+func (f *File) inPlace(ops []record.Op) error {
+	if err := f.own.Begin(); err != nil {
+		return err
+	}
+	if err := f.redo(ops); err != nil {
+		return err
+	}
+	if err := Apply(f.disk, ops); err != nil {
+		f.pending = ops
+		return err
+	}
+	return nil
+}
+
+// Apply does redo operations on a store file. It is idempotent.
+func Apply(disk *backing.File, ops []record.Op) error {
+	for _, op := range ops {
+		var err error
+		switch op.Kind {
+		case record.OpWrite:
+			err = disk.WriteAt(op.Data, op.Off)
+		case record.OpPunch:
+			err = disk.Punch(op.Off, op.Size)
+		case record.OpTruncate:
+			err = disk.Truncate(op.Off)
+		}
+		if err != nil {
+			return fmt.Errorf("redo: %w", err)
+		}
+	}
+	return nil
+}
+
+// Allocate is fallocate(2): mode 0 and FALLOC_FL_KEEP_SIZE take space,
+// FALLOC_FL_PUNCH_HOLE and FALLOC_FL_ZERO_RANGE make zeros. Other modes are
+// EOPNOTSUPP.
+func (f *File) Allocate(mode uint32, off, size int64) error {
+	if off < 0 || size <= 0 {
+		return ErrRange
+	}
+	if size > int64(f.geo.MaxPlain())-off {
+		return unix.EFBIG
+	}
+	f.mu.Lock()
+	defer f.unlock()
+	if f.code == nil {
+		return ErrNoKey
+	}
+	if err := f.flush(); err != nil {
+		return err
+	}
+	keep := mode&unix.FALLOC_FL_KEEP_SIZE != 0
+	end := dare.PlainOff(off + size)
+	switch mode &^ unix.FALLOC_FL_KEEP_SIZE {
+	case 0:
+		if err := f.reserve(end); err != nil {
+			return err
+		}
+	case unix.FALLOC_FL_PUNCH_HOLE:
+		if !keep {
+			return unix.EOPNOTSUPP
+		}
+		return f.zero(dare.PlainOff(off), min(end, f.size))
+	case unix.FALLOC_FL_ZERO_RANGE:
+		if err := f.zero(dare.PlainOff(off), min(end, f.size)); err != nil {
+			return err
+		}
+	default:
+		return unix.EOPNOTSUPP
+	}
+	if keep || end <= f.size {
+		return nil
+	}
+	return f.extend(end)
+}
+
+// reserve takes space in the store for a file of this plaintext size.
+func (f *File) reserve(size dare.PlainOff) error {
+	n := int64(f.geo.CipherSize(max(size, f.size)))
+	if n <= f.diskSize {
+		return nil
+	}
+	return f.disk.Allocate(unix.FALLOC_FL_KEEP_SIZE, 0, n)
+}
+
+// zero makes [from, to) read as zeros: whole chunks but the last become holes,
+// the rest is overwritten.
+func (f *File) zero(from, to dare.PlainOff) error {
+	if from >= to {
+		return nil
+	}
+	cs := dare.PlainOff(f.geo.ChunkSize)
+	last := f.last(f.size)
+	a := (from + cs - 1) / cs
+	b := to / cs
+	if b > dare.PlainOff(last) {
+		b = dare.PlainOff(last)
+	}
+	if a >= b { // no whole chunk
+		return f.zeroBytes(from, to)
+	}
+	if err := f.zeroBytes(from, a*cs); err != nil {
+		return err
+	}
+	if err := f.zeroBytes(b*cs, to); err != nil {
+		return err
+	}
+	return f.punch(int64(a), int64(b))
+}
+
+func (f *File) zeroBytes(from, to dare.PlainOff) error {
+	for from < to {
+		n := min(int64(to-from), int64(len(zeros)))
+		if err := f.put(zeros[:n], int64(from)); err != nil {
+			return err
+		}
+		from += dare.PlainOff(n)
+	}
+	f.written, f.untold = now(), true
+	return f.flush()
+}
+
+// punch makes holes of chunks [a, b), none of them the last.
+func (f *File) punch(a, b int64) error {
+	f.setSparse()
+	if _, err := f.prefix(-1); err != nil {
+		return err
+	}
+	if f.hot.valid && f.hot.index >= a && f.hot.index < b {
+		f.hot.valid = false
+	}
+	off, end := f.slot(a), min(f.slot(b), f.diskSize)
+	if off >= end {
+		return nil
+	}
+	return f.inPlace([]record.Op{{Kind: record.OpPunch, Off: off, Size: end - off}})
+}
+
+// SeekData and SeekHole are lseek(2)'s SEEK_DATA and SEEK_HOLE: the first data,
+// or hole, at or after off. ENXIO if there is none.
+func (f *File) SeekData(off int64) (int64, error) { return f.seek(off, false) }
+
+// SeekHole answers the size where there is no hole before it.
+func (f *File) SeekHole(off int64) (int64, error) { return f.seek(off, true) }
+
+func (f *File) seek(off int64, hole bool) (int64, error) {
+	f.mu.Lock()
+	defer f.unlock()
+	if off < 0 || off >= int64(f.size) {
+		return 0, unix.ENXIO
+	}
+	if err := f.flush(); err != nil {
+		return 0, err
+	}
+	if !f.sparse {
+		if hole {
+			return int64(f.size), nil
+		}
+		return off, nil
+	}
+	last := f.last(f.size)
+	for i, _ := f.geo.Chunk(dare.PlainOff(off)); i < last; i++ {
+		isHole, err := f.holeAt(i)
+		if err != nil {
+			return 0, err
+		}
+		if isHole == hole {
+			return max(off, i*int64(f.geo.ChunkSize)), nil
+		}
+		if isHole { // leap over the rest of a large hole
+			data, ok, err := f.disk.SeekData(f.slot(i))
+			if err != nil {
+				return 0, err
+			}
+			if ok && data > f.slot(i+1) {
+				i = min(last, (data-int64(f.geo.Base))/f.slotSize()) - 1
+			}
+		}
+	}
+	if hole {
+		return int64(f.size), nil
+	}
+	return max(off, last*int64(f.geo.ChunkSize)), nil
+}
+
+// holeAt reports whether chunk i, not the last, is a hole.
+func (f *File) holeAt(i int64) (bool, error) {
+	buf := getBuf(int(f.slotSize()))
+	defer putBuf(buf)
+	n, err := f.disk.ReadAt(*buf, f.slot(i))
+	return err == nil && f.isHole((*buf)[:n], i), err
+}
+
+// Wipe clears plaintext from memory. No call may follow.
+func (f *File) Wipe() {
+	f.mu.Lock()
+	defer f.unlock()
+	clear(f.hot.data[:cap(f.hot.data)])
+	f.hot = hotChunk{}
+}

@@ -1,0 +1,93 @@
+package cryptfs
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/kmsfs/kmsfs/crypto/dare"
+	"github.com/kmsfs/kmsfs/crypto/envelope"
+	"github.com/kmsfs/kmsfs/crypto/keywrap"
+	"github.com/kmsfs/kmsfs/crypto/nameenc"
+	"github.com/kmsfs/kmsfs/fs/classify"
+)
+
+// class is one data classification at work.
+type class struct {
+	name  string
+	geo   dare.Geometry
+	plain bool // names are not encrypted
+
+	mu     sync.Mutex
+	conf   classify.Class
+	ec     envelope.Class
+	header *envelope.Header // of the name key
+	cipher *nameenc.Cipher  // nil until the name key was unwrapped
+}
+
+// newClass returns the class as the policy and the store's keys have it.
+func newClass(name string, conf classify.Class, keys []string, p envelope.Placement, headerSize int) *class {
+	return &class{
+		name: name, conf: conf, plain: conf.Names == classify.NamesPlain,
+		ec:  envelope.Class{Name: name, Keys: keys, Allowed: keys, Cache: conf.Cache},
+		geo: dare.Geometry{ChunkSize: conf.ChunkSize, Base: dare.CipherOff(p.Base(headerSize))},
+	}
+}
+
+// names returns the class's name cipher, unwrapping the name key at first. It
+// is kept for the volume's life, so that listing needs no key service.
+func (v *Volume) names(ctx context.Context, c *class) (*nameenc.Cipher, error) {
+	c.mu.Lock()
+	cipher, header, ec := c.cipher, c.header, c.ec
+	c.mu.Unlock()
+	if cipher != nil {
+		return cipher, nil
+	}
+	key, err := v.keys.Open(ctx, ec, keywrap.PurposeNames, header)
+	if err != nil {
+		return nil, fmt.Errorf("name key of class %s: %w", c.name, err)
+	}
+	defer key.Wipe()
+	cipher, err = nameenc.New(key.PRK())
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cipher != nil { // somebody was faster
+		cipher.Wipe()
+	} else {
+		c.cipher = cipher
+	}
+	return c.cipher, nil
+}
+
+// keys returns the keys as the policy has them now.
+func (c *class) keys() envelope.Class {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.ec
+}
+
+func (c *class) wipe() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cipher != nil {
+		c.cipher.Wipe()
+		c.cipher = nil
+	}
+}
+
+// sameKeys reports whether two sets of keys by class are equal.
+func sameKeys(a, b map[string][]string) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for class, keys := range a {
+		if !slices.Equal(slices.Sorted(slices.Values(keys)), slices.Sorted(slices.Values(b[class]))) {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,70 @@
+package cryptfs
+
+import (
+	"log/slog"
+
+	"github.com/kmsfs/kmsfs/crypto/dare"
+	"github.com/kmsfs/kmsfs/crypto/envelope"
+	"github.com/kmsfs/kmsfs/crypto/keywrap"
+	"github.com/kmsfs/kmsfs/fs/classify"
+)
+
+// Config says which store to open and how.
+type Config struct {
+	Store    string              // path of the store
+	Provider keywrap.Provider    // the key services
+	Keys     map[string][]string // class -> key URIs that this machine has pinned; the store's must be the same
+	ReadOnly bool                // no lock, no repair, no change
+	Log      *slog.Logger        // nil: nothing is logged. Plaintext names never are.
+	// SameKey tells that two key URIs are one key, such as replicas of a
+	// multi-Region key; nil: only equal URIs are.
+	SameKey func(a, b string) bool
+}
+
+// InitConfig says what store to make.
+type InitConfig struct {
+	Store      string // absent or an empty directory
+	Policy     *classify.Policy
+	Placement  envelope.Placement
+	HeaderSize int // bytes, a power of two
+	Suite      dare.Suite
+	Provider   keywrap.Provider
+	Log        *slog.Logger
+}
+
+// Info is what a store record says of its store.
+type Info struct {
+	ID         envelope.ID
+	Format     int
+	Placement  envelope.Placement
+	HeaderSize int
+	Suite      dare.Suite
+	Policy     *classify.Policy
+	Keys       map[string][]string // class -> key URIs, aliases resolved
+	Verified   bool                // the record's MAC was checked
+}
+
+// Names of what a store keeps for itself.
+const (
+	internalPrefix = ".kmsfs"
+	metaDir        = ".kmsfs"
+	storeFile      = "store"   // in metaDir
+	classesDir     = "classes" // in metaDir
+	lockFile       = "lock"    // in metaDir
+	writingFile    = "writing" // in metaDir
+	redoPrefix     = "redo."   // in metaDir, and the slot
+	dirFile        = ".kmsfs.dir"
+	longEntry      = ".kmsfs.l."
+	longName       = ".kmsfs.n."
+	sidecarPrefix  = ".kmsfs.h."
+
+	headerAttr  = "user.kmsfs.header"
+	dirAttr     = "user.kmsfs.dir"
+	attrPrefix  = "user.kmsfs."
+	sealedAttr  = "user.kmsfs.x."
+	classAttr   = "user.kmsfs.class"
+	keyAttr     = "user.kmsfs.key"
+	idAttr      = "user.kmsfs.id"
+	statusAttr  = "user.kmsfs.status"
+	plainPrefix = "user."
+)

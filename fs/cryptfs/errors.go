@@ -1,0 +1,43 @@
+package cryptfs
+
+import "github.com/kmsfs/kmsfs/crypto/fault"
+
+var (
+	// ErrNoStore means that there is no store in the directory.
+	ErrNoStore = fault.New(fault.Invalid, "cryptfs: not a kmsfs store")
+	// ErrNewerFormat means that a newer kmsfs made the store.
+	ErrNewerFormat = fault.New(fault.Unsupported, "cryptfs: store has a newer format")
+	// ErrNotEmpty means that a store cannot be made in a directory with files.
+	ErrNotEmpty = fault.New(fault.Conflict, "cryptfs: directory is not empty")
+	// ErrKeysChanged means that the store names other keys than this machine
+	// has pinned for it.
+	ErrKeysChanged = fault.New(fault.KeyRejected, "cryptfs: the store's keys are not those pinned on this machine")
+	// ErrRecord means that the store record fails authentication.
+	ErrRecord = fault.New(fault.Integrity, "cryptfs: store record fails authentication")
+	// ErrDirRecord means that a directory's record is missing or fails authentication.
+	ErrDirRecord = fault.New(fault.Integrity, "cryptfs: directory record fails authentication")
+	// ErrHeader means that a file's header is missing or not this store's.
+	ErrHeader = fault.New(fault.Integrity, "cryptfs: file header does not belong here")
+	// ErrName means that a stored name fails authentication.
+	ErrName = fault.New(fault.Integrity, "cryptfs: stored name fails authentication")
+	// ErrLocked means that another process has the store mounted.
+	ErrLocked = fault.New(fault.Conflict, "cryptfs: store is in use by another process")
+	// ErrClassMismatch means that the policy and the directory's record disagree.
+	ErrClassMismatch = fault.New(fault.Forbidden, "cryptfs: policy and directory record name different classes")
+	// ErrReserved means a name or attribute that kmsfs keeps for itself.
+	ErrReserved = fault.New(fault.Forbidden, "cryptfs: name is reserved")
+	// ErrCrossClass means that an operation would move a file to another class.
+	ErrCrossClass = fault.New(fault.CrossClass, "cryptfs: source and target are of different classes")
+	// ErrFixed means a directory that the policy names or that lies above one.
+	ErrFixed = fault.New(fault.Forbidden, "cryptfs: the policy has a rule for this directory or one below it")
+	// ErrNotEmptyDir means that only an empty directory can be classified.
+	ErrNotEmptyDir = fault.New(fault.Forbidden, "cryptfs: directory is not empty")
+	// ErrNoClass means a class that the policy does not have.
+	ErrNoClass = fault.New(fault.Invalid, "cryptfs: no such class")
+	// ErrKeyInUse means that a policy would drop a key that files may depend on.
+	ErrKeyInUse = fault.New(fault.Forbidden, "cryptfs: files may be wrapped under the key that the policy drops")
+	// ErrKeyState means that a key cannot be used for new files.
+	ErrKeyState = fault.New(fault.KeyMissing, "cryptfs: key is not enabled")
+	// ErrNoXattrs means that placement xattr needs user xattrs in the store.
+	ErrNoXattrs = fault.New(fault.Unsupported, "cryptfs: the store's file system has no user extended attributes")
+)

@@ -1,0 +1,368 @@
+package cryptfs
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kmsfs/kmsfs/crypto/fault"
+	"github.com/kmsfs/kmsfs/fs/backing"
+)
+
+// Handle is an open regular file. It is safe for concurrent use until Release.
+type Handle struct {
+	f     *openFile
+	write bool
+	once  sync.Once
+}
+
+type openMode struct {
+	write bool
+	cut   bool // to nothing
+}
+
+// Open opens a regular file. flags are open(2)'s; O_TRUNC is honoured. killPriv
+// clears setuid and setgid bits if the file is cut.
+func (v *Volume) Open(ctx context.Context, n *Node, flags int, killPriv bool) (*Handle, error) {
+	m := openMode{write: flags&unix.O_ACCMODE != unix.O_RDONLY, cut: flags&unix.O_TRUNC != 0}
+	h, err := v.open(ctx, n, m)
+	if err != nil {
+		return nil, v.note(err)
+	}
+	if m.cut && killPriv {
+		if err := v.change(n, SetAttr{KillPriv: true}, false); err != nil {
+			h.Release()
+			return nil, err
+		}
+	}
+	return h, nil
+}
+
+func (v *Volume) open(ctx context.Context, n *Node, m openMode) (*Handle, error) {
+	switch n.typ {
+	case unix.S_IFREG:
+	case unix.S_IFDIR:
+		return nil, unix.EISDIR
+	default:
+		return nil, unix.ENXIO
+	}
+	write := m.write || m.cut
+	if write {
+		if err := v.mayWrite(ctx, n); err != nil {
+			return nil, err
+		}
+	}
+	f, err := v.join(n, write)
+	if f == nil && err == nil {
+		f, err = v.openStored(ctx, n, m)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if m.cut && f.cf.Size() > 0 {
+		if err := f.cf.Truncate(0); err != nil {
+			_ = v.closeHandle(f)
+			return nil, err
+		}
+	}
+	if write {
+		st, err := f.disk.Load().Stat()
+		f.suid.Store(err != nil || st.Mode&(unix.S_ISUID|unix.S_ISGID) != 0)
+	}
+	return &Handle{f: f, write: write}, nil
+}
+
+// mayWrite answers ErrClassMismatch for a file in a directory whose class the
+// policy and the record disagree about.
+func (v *Volume) mayWrite(ctx context.Context, n *Node) error {
+	if v.conf.ReadOnly {
+		return unix.EROFS
+	}
+	l, ok := n.where()
+	if !ok {
+		return nil
+	}
+	_, err := v.loadForWrite(ctx, l.parent)
+	return err
+}
+
+// join takes one more handle of a file that is open in a way that will do; nil
+// if it is not.
+func (v *Volume) join(n *Node, write bool) (*openFile, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if f := n.file; f != nil && (!write || f.writable.Load() && f.keyed.Load()) {
+		f.handles++
+		return f, nil
+	}
+	return nil, nil
+}
+
+// openStored opens the store file and gets its key. The key service is asked
+// before anything is changed: a file that is to be cut keeps its contents if
+// there is no key for the new ones.
+func (v *Volume) openStored(ctx context.Context, n *Node, m openMode) (*openFile, error) {
+	write := m.write || m.cut
+	disk, st, block, err := v.openDisk(n, write, !m.cut)
+	if err != nil {
+		return nil, err
+	}
+	var sec secrets
+	switch {
+	case block != nil:
+		sec, err = v.unwrap(ctx, n.class, block)
+	case write && m.write:
+		sec, err = v.newKey(ctx, n.class)
+	}
+	size := st.Size
+	if err == nil && m.cut && size > 0 && n.openFile() == nil {
+		size, err = 0, v.cutDisk(n, disk, st)
+	}
+	if err != nil {
+		sec.wipe()
+		_ = disk.Close()
+		return nil, err
+	}
+	return v.attach(n, disk, write, sec, size, nil)
+}
+
+// cutDisk cuts a store file that nobody has open to nothing.
+func (v *Volume) cutDisk(n *Node, disk *backing.File, st backing.Stat) error {
+	v.ns.RLock()
+	defer v.ns.RUnlock()
+	l, named := n.where()
+	if !named {
+		return disk.Truncate(0)
+	}
+	dir, err := v.use(l.parent)
+	if err != nil {
+		return err
+	}
+	defer dir.release()
+	side, err := v.sidecarOf(dir.Dir, l.entry, st)
+	if err != nil {
+		return err
+	}
+	if err := disk.Truncate(0); err != nil || side == "" {
+		return err
+	}
+	at := v.spots(n, nil)
+	defer at.release()
+	for _, d := range at.dirs {
+		_ = d.Unlink(side) // an orphan is fsck's
+	}
+	return nil
+}
+
+// openDisk opens a node's store file and reads its header block, if it is not
+// empty and header is set.
+func (v *Volume) openDisk(n *Node, write, header bool) (disk *backing.File, st backing.Stat, block []byte, err error) {
+	v.ns.RLock()
+	defer v.ns.RUnlock()
+	flags := unix.O_RDONLY
+	if write {
+		flags = unix.O_RDWR
+	}
+	l, ok := n.where()
+	if !ok {
+		return nil, st, nil, unix.ESTALE
+	}
+	dir, err := v.use(l.parent)
+	if err != nil {
+		return nil, st, nil, err
+	}
+	defer dir.release()
+	if disk, err = v.openEntry(dir.Dir, l.entry, flags); err != nil {
+		return nil, st, nil, err
+	}
+	st, err = disk.Stat()
+	if err == nil && keyOf(st) != n.key {
+		err = unix.ESTALE
+	}
+	if err == nil && st.Size > 0 && header {
+		at := v.spots(n, nil)
+		block, err = v.readBlock(disk, at.dirs, st)
+		at.release()
+	}
+	if err != nil {
+		_ = disk.Close()
+		return nil, st, nil, fmt.Errorf("file %d: %w", n.key.ino, err)
+	}
+	return disk, st, block, nil
+}
+
+// readBlock reads a header. A file with names in directories that are not known
+// yet may have its sidecar there: then it is brought here.
+func (v *Volume) readBlock(disk *backing.File, dirs []*backing.Dir, st backing.Stat) ([]byte, error) {
+	block, err := v.place.read(disk, dirs)
+	if err == nil || st.Nlink < 2 || v.place.sidecar(make([]byte, idLen)) == "" || fault.Of(err) != fault.Integrity {
+		return block, err
+	}
+	b := make([]byte, idLen)
+	if n, rerr := disk.ReadAt(b, 0); rerr != nil || n < idLen {
+		return nil, err
+	}
+	name := v.place.sidecar(b)
+	found := v.walk(func(d *backing.Dir, e backing.Entry) bool {
+		if e.Name != name {
+			return true
+		}
+		if block, err = d.ReadFile(name, v.layout.HeaderSize); err == nil && !v.conf.ReadOnly {
+			for _, to := range dirs {
+				_ = d.Link(name, to, name)
+			}
+		}
+		return false
+	})
+	if found != nil {
+		return nil, found
+	}
+	return block, err
+}
+
+// walk calls f for every entry of the store, by descriptor, until f returns
+// false. Directories that vanish meanwhile are passed over.
+func (v *Volume) walk(f func(d *backing.Dir, e backing.Entry) bool) error {
+	_, err := walkDir(v.root, true, f)
+	return err
+}
+
+func walkDir(d *backing.Dir, top bool, f func(d *backing.Dir, e backing.Entry) bool) (more bool, err error) {
+	entries, err := d.ReadDir()
+	if err != nil {
+		return false, err
+	}
+	for _, e := range entries {
+		if top && e.Name == metaDir {
+			continue
+		}
+		if !f(d, e) {
+			return false, nil
+		}
+		if e.Type != unix.S_IFDIR && e.Type != 0 {
+			continue
+		}
+		sub, err := d.OpenDir(e.Name)
+		if err != nil {
+			continue
+		}
+		more, err := walkDir(sub, false, f)
+		_ = sub.Close()
+		if err != nil || !more {
+			return more, err
+		}
+	}
+	return true, nil
+}
+
+// ReadAt fills p from off. n < len(p) only at the end of the file, and then
+// with a nil error.
+func (h *Handle) ReadAt(p []byte, off int64) (int, error) {
+	n, err := h.f.cf.ReadAt(p, off)
+	h.f.v.counters.read.Add(uint64(n))
+	if err != nil {
+		return 0, h.f.v.note(fmt.Errorf("file %d: %w", h.f.n.key.ino, err))
+	}
+	return n, nil
+}
+
+// WriteAt writes all of p at off, or fails. killPriv clears setuid and setgid
+// bits first.
+func (h *Handle) WriteAt(p []byte, off int64, killPriv bool) (int, error) {
+	if !h.write {
+		return 0, unix.EBADF
+	}
+	if killPriv && h.f.suid.Load() {
+		if err := h.f.v.change(h.f.n, SetAttr{KillPriv: true}, false); err != nil {
+			return 0, err
+		}
+		h.f.suid.Store(false)
+	}
+	n, err := h.f.cf.WriteAt(p, off)
+	h.f.v.counters.written.Add(uint64(n))
+	if err != nil {
+		return 0, h.f.v.note(fmt.Errorf("file %d: %w", h.f.n.key.ino, err))
+	}
+	return n, nil
+}
+
+// Truncate sets the plaintext size. An fsync's promise shrinks with the file.
+func (h *Handle) Truncate(size int64) error {
+	f := h.f
+	f.mu.Lock()
+	var err error
+	if size < f.durable && f.slot >= 0 {
+		err = f.v.journal.write(f.slot, f.secrets.header.File, f.n.key.ino, size)
+	}
+	f.durable = min(f.durable, size)
+	f.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return f.cf.Truncate(size)
+}
+
+// Allocate is fallocate(2); see chunkfile.
+func (h *Handle) Allocate(mode uint32, off, size int64) error {
+	if !h.write {
+		return unix.EBADF
+	}
+	return h.f.v.note(h.f.cf.Allocate(mode, off, size))
+}
+
+// Seek is lseek(2) with SEEK_DATA or SEEK_HOLE.
+func (h *Handle) Seek(off int64, whence int) (int64, error) {
+	switch whence {
+	case unix.SEEK_DATA:
+		return h.f.cf.SeekData(off)
+	case unix.SEEK_HOLE:
+		return h.f.cf.SeekHole(off)
+	}
+	return 0, unix.EINVAL
+}
+
+// Flush brings what is in memory to the store file.
+func (h *Handle) Flush() error { return h.f.v.note(h.f.cf.Flush()) }
+
+// Fsync makes the file durable, and the records that its name depends on.
+func (h *Handle) Fsync(dataOnly bool) error {
+	f := h.f
+	if f.v.conf.ReadOnly {
+		return nil
+	}
+	return f.v.note(f.cf.Fsync(dataOnly, f.syncApart))
+}
+
+// syncApart makes durable what a file needs outside itself.
+func (f *openFile) syncApart() error {
+	v := f.v
+	v.ns.RLock()
+	defer v.ns.RUnlock()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.apart {
+		at := v.spots(f.n, f.home)
+		err := v.place.sync(at.dirs, f.secrets.header.File)
+		at.release()
+		if err != nil {
+			return err
+		}
+		f.apart = false
+	}
+	if l, ok := f.n.where(); ok {
+		return v.syncRecords(l.parent)
+	}
+	return nil
+}
+
+// Release lets go of the handle. What could not be written by now is in the log;
+// a caller who must know calls Flush before.
+func (h *Handle) Release() {
+	h.once.Do(func() {
+		if err := h.f.v.closeHandle(h.f); err != nil {
+			h.f.v.log.Error("close failed", "ino", h.f.n.key.ino, "error", err)
+		}
+	})
+}

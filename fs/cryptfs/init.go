@@ -1,0 +1,249 @@
+package cryptfs
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kmsfs/kmsfs/crypto/envelope"
+	"github.com/kmsfs/kmsfs/crypto/keywrap"
+	"github.com/kmsfs/kmsfs/crypto/nameenc"
+	"github.com/kmsfs/kmsfs/fs/backing"
+	"github.com/kmsfs/kmsfs/fs/classify"
+	"github.com/kmsfs/kmsfs/fs/record"
+)
+
+// Init makes a store in a directory that is absent or empty. The store record
+// is written last: a directory without one is no store, and a failure leaves
+// what was there.
+func Init(ctx context.Context, c InitConfig) (*Info, error) {
+	if err := c.Policy.Check(); err != nil {
+		return nil, err
+	}
+	if !record.HeaderSizeOK(c.HeaderSize) {
+		return nil, fmt.Errorf("header size %d: %w", c.HeaderSize, envelope.ErrInvalid)
+	}
+	resolved, err := resolveKeys(ctx, c.Provider, c.Policy)
+	if err != nil {
+		return nil, err
+	}
+	made := os.Mkdir(c.Store, 0o700) == nil
+	info, err := initIn(ctx, c, resolved)
+	if err != nil && made {
+		_ = os.Remove(c.Store) // only if nothing is left in it
+	}
+	return info, err
+}
+
+func initIn(ctx context.Context, c InitConfig, resolved map[string][]string) (*Info, error) {
+	root, err := backing.OpenRoot(c.Store)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = root.Close() }()
+	if entries, err := root.ReadDir(); err != nil {
+		return nil, err
+	} else if len(entries) > 0 {
+		return nil, ErrNotEmpty
+	}
+	if c.Placement == envelope.Xattr {
+		if err := probeXattrs(root, c.HeaderSize); err != nil {
+			return nil, err
+		}
+	}
+	b := &builder{conf: c, resolved: resolved, id: envelope.NewID(), rec: &record.Store{}}
+	b.keys = envelope.NewManager(c.Provider, b.id, envelope.Options{Log: c.Log})
+	defer b.keys.Close()
+	if err := b.makeKeys(ctx); err != nil {
+		return nil, err
+	}
+	if err := b.write(ctx, root); err != nil {
+		b.clean(root)
+		return nil, err
+	}
+	layout, err := b.rec.Layout()
+	if err != nil {
+		return nil, err
+	}
+	return newInfo(b.rec, layout, true), nil
+}
+
+// resolveKeys asks the services for every key of the policy: aliases become
+// the keys that they stand for now, and a key that cannot be used is refused.
+func resolveKeys(ctx context.Context, p keywrap.Provider, policy *classify.Policy) (map[string][]string, error) {
+	out := map[string][]string{}
+	for _, name := range policy.Names() {
+		for _, uri := range policy.Classes[name].Keys {
+			d, err := p.Describe(ctx, uri)
+			if err != nil {
+				return nil, fmt.Errorf("class %s: %w", name, err)
+			}
+			if d.State != keywrap.Enabled {
+				return nil, fmt.Errorf("class %s: key %s is %s: %w", name, d.Key, d.State, ErrKeyState)
+			}
+			if !slices.Contains(out[name], d.Key) {
+				out[name] = append(out[name], d.Key)
+			}
+		}
+	}
+	return out, nil
+}
+
+func probeXattrs(root *backing.Dir, size int) error {
+	name := backing.TempName()
+	if err := root.WriteNew(name, nil, 0o600, false); err != nil {
+		return err
+	}
+	defer func() { _ = root.Unlink(name) }()
+	if err := root.Attrs(name).Set(headerAttr, make([]byte, size), 0); err != nil {
+		return fmt.Errorf("%w: %w", ErrNoXattrs, err)
+	}
+	return nil
+}
+
+// builder makes a new store's keys and record.
+type builder struct {
+	conf     InitConfig
+	resolved map[string][]string
+	id       envelope.ID
+	keys     *envelope.Manager
+	rec      *record.Store
+	classes  map[string]*class
+	storeKey *envelope.FileKey
+}
+
+func (b *builder) makeKeys(ctx context.Context) error {
+	c := b.conf
+	b.rec.Body = record.StoreBody{
+		ID: b.id.String(), Created: time.Now().UTC().Truncate(time.Second), Placement: c.Placement.String(),
+		HeaderSize: c.HeaderSize, Suite: c.Suite.String(), Policy: c.Policy.Marshal(), Keys: b.resolved, Names: map[string]string{},
+	}
+	b.rec.Keys = record.StoreKeys{Store: map[string][]byte{}, Names: map[string][]byte{}}
+	b.classes = map[string]*class{}
+	for _, name := range c.Policy.Names() {
+		cl := newClass(name, c.Policy.Classes[name], b.resolved[name], c.Placement, c.HeaderSize)
+		b.classes[name] = cl
+		if err := addNameKey(ctx, b.keys, b.rec, cl, envelope.Fixed{Suite: uint8(c.Suite), Store: b.id, File: envelope.NewID()}, c.HeaderSize); err != nil {
+			return err
+		}
+	}
+	return b.makeStoreKey(ctx)
+}
+
+// addNameKey makes a class's name key and puts it into the record.
+func addNameKey(ctx context.Context, keys *envelope.Manager, rec *record.Store, c *class, f envelope.Fixed, size int) error {
+	h, key, err := keys.Create(ctx, c.keys(), keywrap.PurposeNames, f, size)
+	if err != nil {
+		return fmt.Errorf("name key of class %s: %w", c.name, err)
+	}
+	defer key.Wipe()
+	if c.cipher, err = nameenc.New(key.PRK()); err != nil {
+		return err
+	}
+	c.header = h
+	rec.Body.Names[c.name] = hex.EncodeToString(h.Commitment[:])
+	rec.Keys.Names[c.name], err = h.Encode(size)
+	return err
+}
+
+func (b *builder) makeStoreKey(ctx context.Context) error {
+	names := b.conf.Policy.Names()
+	first := b.classes[names[0]]
+	fixed := envelope.Fixed{Suite: uint8(b.conf.Suite), Store: b.id, File: b.id}
+	h, key, err := b.keys.Create(ctx, first.keys(), keywrap.PurposeStore, fixed, b.conf.HeaderSize)
+	if err != nil {
+		return fmt.Errorf("store key: %w", err)
+	}
+	b.storeKey = key
+	for _, name := range names {
+		own := h
+		if name != first.name {
+			if own, err = b.keys.Extend(ctx, h, first.keys(), b.classes[name].keys(), keywrap.PurposeStore); err != nil {
+				return fmt.Errorf("store key for class %s: %w", name, err)
+			}
+		}
+		if b.rec.Keys.Store[name], err = own.Encode(b.conf.HeaderSize); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *builder) write(ctx context.Context, root *backing.Dir) error {
+	defer b.storeKey.Wipe()
+	if err := signRecord(b.rec, b.storeKey); err != nil {
+		return err
+	}
+	if err := root.Mkdir(metaDir, 0o700); err != nil {
+		return err
+	}
+	meta, err := root.OpenDir(metaDir)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = meta.Close() }()
+	if err := writeClassFiles(meta, b.rec); err != nil {
+		return err
+	}
+	rootClass := b.classes[b.conf.Policy.ClassOf("/")]
+	d, err := newDirRecord(rootClass.cipher, rootClass.name)
+	if err != nil {
+		return err
+	}
+	if err := writeDirRecord(root, d); err != nil {
+		return err
+	}
+	if err := root.Sync(); err != nil {
+		return err
+	}
+	return writeRecord(meta, b.rec)
+}
+
+// writeClassFiles writes the first copies of the wrapped name keys.
+func writeClassFiles(meta *backing.Dir, rec *record.Store) error {
+	if err := meta.Mkdir(classesDir, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	dir, err := meta.OpenDir(classesDir)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = dir.Close() }()
+	for _, name := range slices.Sorted(maps.Keys(rec.Keys.Names)) {
+		if err := dir.Replace(name, rec.Keys.Names[name], 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func writeRecord(meta *backing.Dir, rec *record.Store) error {
+	b, err := rec.Encode()
+	if err != nil {
+		return err
+	}
+	return meta.Replace(storeFile, b, 0o600)
+}
+
+// clean takes away what a failed init made; there was nothing else before.
+func (b *builder) clean(root *backing.Dir) {
+	if meta, err := root.OpenDir(metaDir); err == nil {
+		if dir, err := meta.OpenDir(classesDir); err == nil {
+			_ = dir.Each(func(e backing.Entry) bool { _ = dir.Unlink(e.Name); return true })
+			_ = dir.Close()
+			_ = meta.Rmdir(classesDir)
+		}
+		_ = meta.Each(func(e backing.Entry) bool { _ = meta.Unlink(e.Name); return true })
+		_ = meta.Close()
+	}
+	_ = root.Rmdir(metaDir)
+	_ = root.Unlink(dirFile)
+	_ = root.Attrs("").Remove(dirAttr)
+}

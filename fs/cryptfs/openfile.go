@@ -1,0 +1,372 @@
+package cryptfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kmsfs/kmsfs/crypto/dare"
+	"github.com/kmsfs/kmsfs/crypto/envelope"
+	"github.com/kmsfs/kmsfs/crypto/keywrap"
+	"github.com/kmsfs/kmsfs/fs/backing"
+	"github.com/kmsfs/kmsfs/fs/chunkfile"
+	"github.com/kmsfs/kmsfs/fs/record"
+)
+
+// openFile is what all handles of one inode share: the store file, the key, and
+// the chunks in memory. It is the chunkfile's Owner.
+type openFile struct {
+	v     *Volume
+	n     *Node
+	class *class
+	cf    *chunkfile.File
+	home  *Node // the directory that an unnamed file was made in
+
+	handles int         // guarded by n.mu
+	suid    atomic.Bool // the mode has bits that a write clears
+
+	joining  sync.Mutex // held while an opener adds its descriptor or key
+	disk     atomic.Pointer[backing.File]
+	old      []*backing.File // replaced by a writable one, closed at the end
+	writable atomic.Bool     // disk can be written
+	keyed    atomic.Bool     // the secrets are at work
+
+	// mu guards what the chunkfile's calls back into Owner use.
+	mu      sync.Mutex
+	secrets secrets
+	slot    int // in the writing list, -1: not in it
+	durable int64
+	apart   bool // the header elsewhere may not be on the disk yet
+}
+
+// secrets is a file's key at work, with the header that it belongs to.
+type secrets struct {
+	header *envelope.Header
+	key    *envelope.FileKey
+	codec  *dare.Codec
+}
+
+func newSecrets(h *envelope.Header, k *envelope.FileKey) (secrets, error) {
+	codec, err := dare.New(k.PRK(), dare.Suite(h.Suite), h.ChunkSize)
+	if err != nil {
+		k.Wipe()
+		return secrets{}, err
+	}
+	return secrets{h, k, codec}, nil
+}
+
+func (s *secrets) wipe() {
+	if s.key != nil {
+		s.codec.Wipe()
+		s.key.Wipe()
+		*s = secrets{}
+	}
+}
+
+// newKey asks the key service for the key of a new file.
+func (v *Volume) newKey(ctx context.Context, c *class) (secrets, error) {
+	fixed := envelope.Fixed{Suite: uint8(v.layout.Suite), ChunkSize: c.geo.ChunkSize, Store: v.layout.ID, File: envelope.NewID()}
+	h, k, err := v.keys.Create(ctx, c.keys(), keywrap.PurposeData, fixed, v.layout.HeaderSize)
+	if err != nil {
+		return secrets{}, fmt.Errorf("new file: %w", err)
+	}
+	return newSecrets(h, k)
+}
+
+// unwrap asks for the key of a file whose header block is b. The header's
+// fields are those of the store and the class, or it is no header of theirs.
+func (v *Volume) unwrap(ctx context.Context, c *class, b []byte) (secrets, error) {
+	h, err := envelope.Parse(b)
+	if err != nil {
+		return secrets{}, err
+	}
+	if h.Suite != uint8(v.layout.Suite) || h.ChunkSize != c.geo.ChunkSize || h.BlockSize != v.layout.HeaderSize {
+		return secrets{}, fmt.Errorf("file %s: %w", h.File, ErrHeader)
+	}
+	k, err := v.keys.Open(ctx, c.keys(), keywrap.PurposeData, h)
+	if err != nil {
+		return secrets{}, fmt.Errorf("file %s: %w", h.File, err)
+	}
+	return newSecrets(h, k)
+}
+
+// openEntry opens a regular file of the store. An owner who may not, by the
+// mode, is let in for a moment: the mode is for the mount's users, and the
+// kernel has applied it already.
+func (v *Volume) openEntry(dir *backing.Dir, entry string, flags int) (*backing.File, error) {
+	f, err := dir.Open(entry, flags, 0)
+	if !errors.Is(err, unix.EACCES) {
+		return f, err
+	}
+	st, serr := dir.Stat(entry)
+	if serr != nil || int(st.Uid) != os.Geteuid() || st.Type() != unix.S_IFREG {
+		return nil, err
+	}
+	if cerr := dir.Chmod(entry, st.Mode&0o7777|0o600); cerr != nil {
+		return nil, err
+	}
+	f, err = dir.Open(entry, flags, 0)
+	if cerr := dir.Chmod(entry, st.Mode&0o7777); cerr != nil && err == nil {
+		_ = f.Close()
+		return nil, cerr
+	}
+	return f, err
+}
+
+// spot is a file's place in the store while an operation looks at it.
+type spot struct {
+	refs []*dirRef
+	dirs []*backing.Dir
+}
+
+func (s *spot) add(r *dirRef) { s.refs, s.dirs = append(s.refs, r), append(s.dirs, r.Dir) }
+
+func (s *spot) release() {
+	for _, r := range s.refs {
+		r.release()
+	}
+}
+
+// spots opens the directories in which a node has a name. Those that cannot be
+// opened are left out.
+func (v *Volume) spots(n, home *Node) *spot {
+	n.linksMu.Lock()
+	parents := make([]*Node, 0, len(n.links))
+	for _, l := range n.links {
+		parents = append(parents, l.parent)
+	}
+	n.linksMu.Unlock()
+	if len(parents) == 0 && home != nil {
+		parents = append(parents, home)
+	}
+	s := &spot{}
+	seen := map[*Node]bool{}
+	for _, p := range parents {
+		if !seen[p] {
+			seen[p] = true
+			if r, err := v.use(p); err == nil {
+				s.add(r)
+			}
+		}
+	}
+	return s
+}
+
+// attach gives a node its open file, or takes the one that is there by now. The
+// handle count goes up by one. On every way the arguments are used or released.
+func (v *Volume) attach(n *Node, disk *backing.File, writable bool, sec secrets, size int64, home *Node) (*openFile, error) {
+	n.mu.Lock()
+	if f := n.file; f != nil {
+		f.handles++
+		n.mu.Unlock()
+		return f, f.join(disk, writable, sec)
+	}
+	defer n.mu.Unlock()
+	f := &openFile{v: v, n: n, class: n.class, home: home, secrets: sec, slot: -1, handles: 1}
+	f.disk.Store(disk)
+	f.writable.Store(writable)
+	f.keyed.Store(sec.key != nil)
+	cf, err := chunkfile.Open(chunkfile.Config{
+		Disk: disk, Geo: n.class.geo, Codec: sec.codec, Owner: f, Size: size,
+		Sparse: sec.header != nil && sec.header.Sparse,
+	})
+	if err != nil {
+		sec.wipe()
+		_ = disk.Close()
+		return nil, err
+	}
+	f.cf = cf
+	n.file = f
+	v.files.Lock()
+	v.files.open[f] = struct{}{}
+	v.files.Unlock()
+	return f, nil
+}
+
+// join adds a second opener's descriptor and key to an open file, where it
+// lacks them.
+func (f *openFile) join(disk *backing.File, writable bool, sec secrets) error {
+	f.joining.Lock()
+	defer f.joining.Unlock()
+	needDisk := writable && !f.writable.Load()
+	needKey := sec.key != nil && !f.keyed.Load()
+	if needKey {
+		f.mu.Lock()
+		f.secrets = sec
+		f.mu.Unlock()
+	} else {
+		sec.wipe()
+	}
+	if needDisk {
+		f.old = append(f.old, f.disk.Swap(disk))
+	}
+	if needDisk || needKey {
+		f.cf.Upgrade(f.disk.Load(), f.secrets.codec)
+		f.writable.Store(f.writable.Load() || needDisk)
+		f.keyed.Store(f.keyed.Load() || needKey)
+	}
+	if needDisk {
+		return nil
+	}
+	return disk.Close()
+}
+
+// closeHandle lets go of one handle; the last one writes out and wipes.
+func (v *Volume) closeHandle(f *openFile) error {
+	f.n.mu.Lock()
+	f.handles--
+	lastOne := f.handles == 0
+	f.n.mu.Unlock()
+	if !lastOne {
+		return nil
+	}
+	return f.finish()
+}
+
+// finish writes out and closes, unless somebody opened the file again.
+func (f *openFile) finish() error {
+	err := f.cf.Flush()
+	v, n := f.v, f.n
+	n.mu.Lock()
+	if n.file != f || (f.handles > 0 && !v.closed.Load()) {
+		n.mu.Unlock()
+		return err
+	}
+	n.file = nil
+	n.mu.Unlock()
+	_, named := n.where()
+	v.files.Lock()
+	delete(v.files.open, f)
+	v.files.Unlock()
+	if err != nil {
+		v.log.Error("file could not be written out; the next mount repairs it", "ino", n.key.ino, "error", err)
+	}
+	f.mu.Lock()
+	if f.slot >= 0 && err == nil {
+		if jerr := v.journal.end(f.slot); jerr != nil {
+			err = jerr
+		}
+		f.slot = -1
+	}
+	f.mu.Unlock()
+	f.cf.Wipe()
+	f.secrets.wipe()
+	for _, d := range append(f.old, f.disk.Load()) {
+		if cerr := d.Close(); err == nil {
+			err = cerr
+		}
+	}
+	if !named {
+		v.forgetKey(n)
+	}
+	return err
+}
+
+// forgetKey takes an unlinked inode out of the table when its last handle goes:
+// its number may come again.
+func (v *Volume) forgetKey(n *Node) {
+	v.nodes.mu.Lock()
+	defer v.nodes.mu.Unlock()
+	if v.nodes.byKey[n.key] == n {
+		delete(v.nodes.byKey, n.key)
+	}
+}
+
+// Begin implements chunkfile.Owner.
+func (f *openFile) Begin() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.begin()
+}
+
+func (f *openFile) begin() error {
+	if f.slot >= 0 {
+		return nil
+	}
+	if f.secrets.header == nil { // emptied without ever having had a key
+		return nil
+	}
+	slot, err := f.v.journal.begin(f.secrets.header.File, f.n.key.ino)
+	if err == nil {
+		f.slot = slot
+	}
+	return err
+}
+
+// Redo implements chunkfile.Owner.
+func (f *openFile) Redo(ops []record.Op) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.slot < 0 {
+		return nil
+	}
+	return f.v.journal.record(f.slot, f.secrets.header.File, ops)
+}
+
+// Header implements chunkfile.Owner.
+func (f *openFile) Header(sparse bool) ([]byte, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	h := f.secrets.header
+	if h.Sparse != sparse {
+		h.Sparse = sparse
+		f.secrets.key.Commit(h)
+	}
+	block, err := h.Encode(f.v.layout.HeaderSize)
+	if err != nil {
+		return nil, err
+	}
+	f.apart = true
+	f.v.ns.RLock()
+	defer f.v.ns.RUnlock()
+	at := f.v.spots(f.n, f.home)
+	defer at.release()
+	return f.v.place.write(f.disk.Load(), at.dirs, h.File, block)
+}
+
+// Emptied implements chunkfile.Owner: an empty file has no sidecar.
+func (f *openFile) Emptied() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.durable = 0
+	if h := f.secrets.header; h != nil {
+		f.v.removeSidecars(f.n, f.home, h.File)
+		if f.slot >= 0 {
+			// Best effort: a stale promise only makes repair complain.
+			_ = f.v.journal.write(f.slot, h.File, f.n.key.ino, 0)
+		}
+	}
+}
+
+func (v *Volume) removeSidecars(n, home *Node, id envelope.ID) {
+	name := v.place.sidecar(id[:])
+	if name == "" {
+		return
+	}
+	v.ns.RLock()
+	defer v.ns.RUnlock()
+	at := v.spots(n, home)
+	defer at.release()
+	for _, d := range at.dirs {
+		_ = d.Unlink(name) // an orphan is fsck's
+	}
+}
+
+// Tight implements chunkfile.Owner.
+func (f *openFile) Tight(n int) bool { return f.v.tight(n) }
+
+// Synced implements chunkfile.Owner.
+func (f *openFile) Synced(size int64) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.durable = size
+	if f.slot < 0 {
+		return nil
+	}
+	return f.v.journal.write(f.slot, f.secrets.header.File, f.n.key.ino, size)
+}

@@ -1,0 +1,329 @@
+package cryptfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kmsfs/kmsfs/crypto/envelope"
+	"github.com/kmsfs/kmsfs/crypto/fault"
+	"github.com/kmsfs/kmsfs/fs/backing"
+	"github.com/kmsfs/kmsfs/fs/classify"
+	"github.com/kmsfs/kmsfs/fs/record"
+)
+
+// flushAfter is how long written bytes may stay in memory only.
+const flushAfter = 5 * time.Second
+
+// Volume is an open store. Its methods are safe for concurrent use.
+type Volume struct {
+	conf   Config
+	path   string
+	log    *slog.Logger
+	root   *backing.Dir
+	meta   *backing.Dir
+	lock   *backing.File // nil if read-only
+	layout *record.Layout
+	keys   *envelope.Manager
+	place  place
+	isRoot bool // the process is root, and gives new files to their callers
+
+	// ns orders changes of the tree's shape: renames and classifications take
+	// it, whatever uses the place of a node shares it.
+	ns      sync.RWMutex
+	rec     *record.Store
+	policy  *classify.Policy
+	classes map[string]*class
+
+	nodes   nodeTable
+	dirs    dirCache
+	journal *journal // nil if read-only
+
+	files struct {
+		sync.Mutex
+		open map[*openFile]struct{}
+	}
+	space    spaceWatch
+	counters counters
+	stop     chan struct{}
+	stopped  sync.WaitGroup
+	closed   atomic.Bool
+}
+
+// Open opens a store: it checks the record against c.Keys before any key
+// service is called and against its MAC after, locks the store, and finishes
+// what a crash left open. Unless read-only it sets the process's umask to 0, as
+// new files get exactly the mode that their caller asked for.
+func Open(ctx context.Context, c Config) (*Volume, error) {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	path, err := filepath.Abs(c.Store)
+	if err != nil {
+		return nil, err
+	}
+	v := &Volume{conf: c, path: path, log: c.Log, isRoot: os.Geteuid() == 0, stop: make(chan struct{})}
+	v.files.open = map[*openFile]struct{}{}
+	if err := v.setUp(ctx); err != nil {
+		v.release()
+		return nil, err
+	}
+	return v, nil
+}
+
+func (v *Volume) setUp(ctx context.Context) error {
+	var err error
+	if v.root, err = backing.OpenRoot(v.conf.Store); err != nil {
+		return err
+	}
+	if v.rec, v.layout, err = readRecord(v.root); err != nil {
+		return err
+	}
+	if !sameKeys(v.conf.Keys, v.rec.Body.Keys) {
+		return ErrKeysChanged
+	}
+	if v.meta, err = v.root.OpenDir(metaDir); err != nil {
+		return err
+	}
+	if !v.conf.ReadOnly {
+		if v.lock, err = v.meta.Lock(lockFile); err != nil {
+			if errors.Is(err, backing.ErrLocked) {
+				err = ErrLocked
+			}
+			return err
+		}
+	}
+	v.policy = v.layout.Policy
+	v.place = newPlace(v.layout.Placement, v.layout.HeaderSize)
+	v.keys = envelope.NewManager(v.conf.Provider, v.layout.ID, envelope.Options{Log: v.log, SameKey: v.conf.SameKey})
+	storeKey, err := v.openClasses(ctx)
+	if err != nil {
+		return err
+	}
+	defer storeKey.Wipe()
+	if err := v.openRootNode(); err != nil {
+		return err
+	}
+	v.warm(ctx)
+	if v.conf.ReadOnly {
+		return nil
+	}
+	syscall.Umask(0)
+	return v.openJournal(ctx, storeKey)
+}
+
+func (v *Volume) openClasses(ctx context.Context) (*envelope.FileKey, error) {
+	v.classes = map[string]*class{}
+	for _, name := range v.policy.Names() {
+		v.classes[name] = newClass(name, v.policy.Classes[name], v.rec.Body.Keys[name], v.layout.Placement, v.layout.HeaderSize)
+	}
+	storeKey, err := openRecord(ctx, v.keys, v.rec, v.layout, v.classes)
+	if err != nil {
+		return nil, err
+	}
+	for name, c := range v.classes {
+		if c.header, err = nameHeader(v.meta, v.rec, v.layout, name); err != nil {
+			storeKey.Wipe()
+			return nil, err
+		}
+	}
+	return storeKey, nil
+}
+
+func (v *Volume) openJournal(ctx context.Context, storeKey *envelope.FileKey) error {
+	key, err := subKey(storeKey, writingKeyInfo)
+	if err != nil {
+		return err
+	}
+	if v.journal, err = newJournal(v.meta, key); err != nil {
+		key.Wipe()
+		return err
+	}
+	if err := v.recover(ctx); err != nil {
+		return err
+	}
+	v.stopped.Go(v.flushLoop)
+	return nil
+}
+
+// warm unwraps every class's name key now, side by side, so that listing needs
+// no key service later. A class that cannot be used is a warning: the others
+// work, and it is tried again when it is needed.
+func (v *Volume) warm(ctx context.Context) {
+	var wg sync.WaitGroup
+	for _, c := range v.classes {
+		wg.Go(func() {
+			if _, err := v.names(ctx, c); err != nil {
+				v.log.Warn("class is not usable now", "class", c.name, "error", err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// flushLoop writes out, in the background, what applications leave in memory.
+func (v *Volume) flushLoop() {
+	t := time.NewTicker(time.Second)
+	defer t.Stop()
+	for {
+		select {
+		case <-v.stop:
+			return
+		case <-t.C:
+			v.flushOlder(flushAfter)
+		}
+	}
+}
+
+func (v *Volume) flushOlder(age time.Duration) {
+	limit := time.Now().Add(-age)
+	for _, f := range v.openFiles() {
+		if since, dirty := f.cf.Dirty(); dirty && time.Unix(since.Unix()).Before(limit) {
+			f.cf.FlushLater()
+		}
+	}
+}
+
+func (v *Volume) openFiles() []*openFile {
+	v.files.Lock()
+	defer v.files.Unlock()
+	out := make([]*openFile, 0, len(v.files.open))
+	for f := range v.files.open {
+		out = append(out, f)
+	}
+	return out
+}
+
+// Close writes out what is in memory, wipes every key and unlocks the store. It
+// returns the first failure to write. Handles must not be used after it.
+func (v *Volume) Close() error {
+	if v.closed.Swap(true) {
+		return nil
+	}
+	close(v.stop)
+	v.stopped.Wait()
+	var first error
+	for _, f := range v.openFiles() {
+		if err := f.finish(); err != nil && first == nil {
+			first = err
+		}
+	}
+	v.release()
+	return first
+}
+
+// release closes whatever is open; the volume may be half made.
+func (v *Volume) release() {
+	if v.journal != nil {
+		v.journal.close()
+	}
+	v.dirs.closeAll()
+	if v.keys != nil {
+		v.keys.Close()
+	}
+	for _, c := range v.classes {
+		c.wipe()
+	}
+	if v.meta != nil {
+		_ = v.meta.Close()
+	}
+	if v.lock != nil {
+		_ = v.lock.Close()
+	}
+	if v.root != nil {
+		_ = v.root.Close()
+	}
+}
+
+// Info tells what the verified store record says.
+func (v *Volume) Info() *Info {
+	v.ns.RLock()
+	defer v.ns.RUnlock()
+	return newInfo(v.rec, &record.Layout{
+		ID: v.layout.ID, Placement: v.layout.Placement, HeaderSize: v.layout.HeaderSize,
+		Suite: v.layout.Suite, Policy: v.policy.Clone(),
+	}, true)
+}
+
+// Path returns the store's absolute path.
+func (v *Volume) Path() string { return v.path }
+
+// ReadOnly reports whether the volume was opened so.
+func (v *Volume) ReadOnly() bool { return v.conf.ReadOnly }
+
+// Statfs tells about the file system that the store is on.
+func (v *Volume) Statfs() (unix.Statfs_t, error) { return v.root.Statfs() }
+
+// Syncfs writes everything out.
+func (v *Volume) Syncfs() error {
+	var first error
+	for _, f := range v.openFiles() {
+		if err := f.cf.Flush(); err != nil && first == nil {
+			first = err
+		}
+	}
+	if err := v.root.Syncfs(); err != nil {
+		return err
+	}
+	return first
+}
+
+type counters struct {
+	read, written, integrity, repairs, foreign atomic.Uint64
+}
+
+// note counts integrity failures on their way out.
+func (v *Volume) note(err error) error {
+	if k := fault.Of(err); k == fault.Integrity || k == fault.BadFormat {
+		v.counters.integrity.Add(1)
+	}
+	return err
+}
+
+// spaceWatch says when the store is so full that a write that only reached
+// memory might not reach the disk.
+type spaceWatch struct {
+	mu    sync.Mutex
+	until time.Time
+	left  int64 // plaintext bytes that may be written before the next look
+	tight bool
+}
+
+const (
+	tightBytes = 64 << 20 // free space below which writes go out at once
+	lookEvery  = 4 << 20
+	lookTime   = 100 * time.Millisecond
+)
+
+func (v *Volume) tight(n int) bool {
+	s := &v.space
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.left -= int64(n)
+	if s.left > 0 && !s.tight {
+		return false
+	}
+	if s.tight && time.Now().Before(s.until) {
+		return true
+	}
+	st, err := v.root.Statfs()
+	s.left, s.until = lookEvery, time.Now().Add(lookTime)
+	s.tight = err == nil && int64(st.Bavail)*st.Bsize < tightBytes
+	return s.tight
+}
+
+func wrapf(err error, format string, args ...any) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf(format+": %w", append(args, err)...)
+}

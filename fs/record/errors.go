@@ -1,0 +1,12 @@
+package record
+
+import "github.com/kmsfs/kmsfs/crypto/fault"
+
+var (
+	// ErrFormat means bytes that no encoder of this package writes.
+	ErrFormat = fault.New(fault.BadFormat, "record: malformed record")
+	// ErrNewer means a format version that this program does not know.
+	ErrNewer = fault.New(fault.Unsupported, "record: made by a newer version of kmsfs")
+	// ErrNoStore means that the file is no store record at all.
+	ErrNoStore = fault.New(fault.Invalid, "record: not a kmsfs store")
+)
