@@ -25,11 +25,11 @@ func (t Time) Time() time.Time { return time.Unix(t.Sec, int64(t.Nsec)) }
 // size, Blocks the space that the store takes, in 512-byte units; Mode holds
 // type and permissions; Rdev is in Linux dev_t encoding.
 type Attr struct {
-	Ino                           uint64
-	Size, Blocks                  int64
-	Mode, Nlink, Uid, Gid         uint32
-	Rdev                          uint64
-	Blksize                       uint32
+	Ino                        uint64
+	Size, Blocks               int64
+	Mode, Nlink, Uid, Gid      uint32
+	Rdev                       uint64
+	Blksize                    uint32
 	Atime, Mtime, Ctime, Btime Time
 }
 

@@ -144,7 +144,7 @@ func (v *Volume) adopt(rec *record.Store, p *classify.Policy, classes map[string
 			continue
 		}
 		old.mu.Lock()
-		old.conf, old.keys(), old.header = c.conf, c.keys(), c.header
+		old.conf, old.ec, old.header = c.conf, c.keys(), c.header
 		old.mu.Unlock()
 		next[name] = old
 	}
