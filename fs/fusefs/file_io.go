@@ -1,0 +1,151 @@
+package fusefs
+
+import (
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/kmsfs/kmsfs/fs/cryptfs"
+)
+
+// opened gives h to the kernel. The pages it has cached stay: they cannot be
+// older than the store, which only this mount changes.
+func (f *fileSystem) opened(h *cryptfs.Handle, out *fuse.OpenOut) {
+	out.Fh = f.files.add(h)
+	out.OpenFlags = fuse.FOPEN_KEEP_CACHE
+}
+
+func (f *fileSystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
+	dir, ok := f.nodes.get(in.NodeId)
+	if !ok {
+		return statusStale
+	}
+	n, h, a, err := f.volume.Create(request(cancel, &in.InHeader), dir, name, openFlags(in.Flags), in.Mode,
+		caller(&in.InHeader, in.Umask))
+	if err != nil {
+		return f.status("create", &in.InHeader, err)
+	}
+	f.enter(n, &a, &out.EntryOut)
+	f.opened(h, &out.OpenOut)
+	return fuse.OK
+}
+
+// Tmpfile serves open(2) with O_TMPFILE.
+func (f *fileSystem) Tmpfile(cancel <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
+	dir, ok := f.nodes.get(in.NodeId)
+	if !ok {
+		return statusStale
+	}
+	n, h, a, err := f.volume.Tmpfile(request(cancel, &in.InHeader), dir, openFlags(in.Flags), in.Mode,
+		caller(&in.InHeader, in.Umask))
+	if err != nil {
+		return f.status("tmpfile", &in.InHeader, err)
+	}
+	f.enter(n, &a, &out.EntryOut)
+	f.opened(h, &out.OpenOut)
+	return fuse.OK
+}
+
+func (f *fileSystem) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	n, ok := f.nodes.get(in.NodeId)
+	if !ok {
+		return statusStale
+	}
+	h, err := f.volume.Open(request(cancel, &in.InHeader), n, openFlags(in.Flags), in.Mode&fuse.OPEN_KILL_SUIDGID != 0)
+	if err != nil {
+		return f.status("open", &in.InHeader, err)
+	}
+	f.opened(h, out)
+	return fuse.OK
+}
+
+// Read opens chunks straight into the reply buffer.
+func (f *fileSystem) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+	h, ok := f.files.get(in.Fh)
+	if !ok {
+		return nil, statusBadHandle
+	}
+	n, err := h.ReadAt(buf, int64(in.Offset))
+	if err != nil {
+		return nil, f.status("read", &in.InHeader, err)
+	}
+	return fuse.ReadResultData(buf[:n]), fuse.OK
+}
+
+func (f *fileSystem) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+	h, ok := f.files.get(in.Fh)
+	if !ok {
+		return 0, statusBadHandle
+	}
+	n, err := h.WriteAt(data, int64(in.Offset), in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0)
+	if err != nil {
+		return 0, f.status("write", &in.InHeader, err)
+	}
+	return uint32(n), fuse.OK
+}
+
+// Writev is what go-fuse calls; from the FUSE device the data comes in one
+// piece. A failure after the first piece is a short write, as in write(2).
+func (f *fileSystem) Writev(cancel <-chan struct{}, in *fuse.WriteIn, data [][]byte) (uint32, fuse.Status) {
+	var done uint32
+	part := *in
+	for _, piece := range data {
+		part.Offset = in.Offset + uint64(done)
+		n, status := f.Write(cancel, &part, piece)
+		if !status.Ok() && done == 0 {
+			return 0, status
+		}
+		done += n
+		if !status.Ok() || int(n) < len(piece) {
+			break
+		}
+	}
+	return done, fuse.OK
+}
+
+// Lseek is asked for SEEK_DATA and SEEK_HOLE only.
+func (f *fileSystem) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
+	h, ok := f.files.get(in.Fh)
+	if !ok {
+		return statusBadHandle
+	}
+	off, err := h.Seek(int64(in.Offset), int(in.Whence))
+	if err != nil {
+		return f.status("lseek", &in.InHeader, err)
+	}
+	out.Offset = uint64(off)
+	return fuse.OK
+}
+
+func (f *fileSystem) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
+	h, ok := f.files.get(in.Fh)
+	if !ok {
+		return statusBadHandle
+	}
+	return f.status("fallocate", &in.InHeader, h.Allocate(in.Mode, int64(in.Offset), int64(in.Length)))
+}
+
+// Flush is close(2) on one descriptor; its error is what close returns.
+func (f *fileSystem) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
+	h, ok := f.files.get(in.Fh)
+	if !ok {
+		return statusBadHandle
+	}
+	return f.status("flush", &in.InHeader, h.Flush())
+}
+
+// fsyncDataOnly is FUSE_FSYNC_FDATASYNC.
+const fsyncDataOnly = 1 << 0
+
+func (f *fileSystem) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	h, ok := f.files.get(in.Fh)
+	if !ok {
+		return statusBadHandle
+	}
+	return f.status("fsync", &in.InHeader, h.Fsync(in.FsyncFlags&fsyncDataOnly != 0))
+}
+
+// Release comes once, after the last descriptor and mapping are gone.
+func (f *fileSystem) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
+	if h, ok := f.files.remove(in.Fh); ok {
+		h.Release()
+	}
+}

@@ -1,0 +1,136 @@
+package fusefs
+
+import "sync"
+
+// tableShards is a power of two; neighbouring inode numbers fall into
+// different shards.
+const tableShards = 16
+
+// nodeTable maps the inode numbers that the kernel knows to nodes and counts
+// the kernel's references ("lookups"). It is safe for concurrent use. N is
+// *cryptfs.Node; the tests use something smaller.
+type nodeTable[N any] struct {
+	shards [tableShards]nodeShard[N]
+}
+
+type nodeShard[N any] struct {
+	mu    sync.RWMutex
+	nodes map[uint64]nodeRef[N]
+}
+
+type nodeRef[N any] struct {
+	node    N
+	lookups uint64
+}
+
+func newNodeTable[N any]() *nodeTable[N] {
+	t := &nodeTable[N]{}
+	for i := range t.shards {
+		t.shards[i].nodes = make(map[uint64]nodeRef[N])
+	}
+	return t
+}
+
+func (t *nodeTable[N]) shard(id uint64) *nodeShard[N] { return &t.shards[id%tableShards] }
+
+// get returns the node that the kernel knows as id.
+func (t *nodeTable[N]) get(id uint64) (N, bool) {
+	s := t.shard(id)
+	s.mu.RLock()
+	r, ok := s.nodes[id]
+	s.mu.RUnlock()
+	return r.node, ok
+}
+
+// add takes over one reference on node, before the reply that tells the
+// kernel about it is sent.
+func (t *nodeTable[N]) add(id uint64, node N) {
+	s := t.shard(id)
+	s.mu.Lock()
+	r := s.nodes[id]
+	r.node = node
+	r.lookups++
+	s.nodes[id] = r
+	s.mu.Unlock()
+}
+
+// forget takes n of the kernel's references on id away and returns the node
+// and the number of references the caller must give back; that is 0 if the
+// kernel forgets what it does not know.
+func (t *nodeTable[N]) forget(id, n uint64) (N, uint64) {
+	s := t.shard(id)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.nodes[id]
+	n = min(n, r.lookups)
+	r.lookups -= n
+	if r.lookups == 0 {
+		delete(s.nodes, id)
+	} else {
+		s.nodes[id] = r
+	}
+	return r.node, n
+}
+
+// drain empties the table and calls give for every node with the references
+// that the kernel never gave back, as at the end of a mount.
+func (t *nodeTable[N]) drain(give func(node N, refs uint64)) {
+	for i := range t.shards {
+		s := &t.shards[i]
+		s.mu.Lock()
+		nodes := s.nodes
+		s.nodes = make(map[uint64]nodeRef[N])
+		s.mu.Unlock()
+		for _, r := range nodes {
+			give(r.node, r.lookups)
+		}
+	}
+}
+
+// handleTable maps the file handle numbers that the kernel holds to H. It is
+// safe for concurrent use. Numbers are not used again.
+type handleTable[H any] struct {
+	mu   sync.RWMutex
+	open map[uint64]H
+	last uint64
+}
+
+func newHandleTable[H any]() *handleTable[H] {
+	return &handleTable[H]{open: make(map[uint64]H)}
+}
+
+// add stores h and returns its number.
+func (t *handleTable[H]) add(h H) uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.last++
+	t.open[t.last] = h
+	return t.last
+}
+
+func (t *handleTable[H]) get(fh uint64) (H, bool) {
+	t.mu.RLock()
+	h, ok := t.open[fh]
+	t.mu.RUnlock()
+	return h, ok
+}
+
+// remove forgets fh and returns what it stood for.
+func (t *handleTable[H]) remove(fh uint64) (H, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	h, ok := t.open[fh]
+	delete(t.open, fh)
+	return h, ok
+}
+
+// drain empties the table and calls end for everything that was open.
+func (t *handleTable[H]) drain(end func(H)) {
+	t.mu.Lock()
+	open := t.open
+	t.open = make(map[uint64]H)
+	t.mu.Unlock()
+	for _, h := range open {
+		end(h)
+	}
+}

@@ -1,0 +1,199 @@
+package fusefs
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"sync"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/kmsfs/kmsfs/fs/cryptfs"
+)
+
+// Options of a mount.
+type Options struct {
+	AllowOther bool         // other users than the one who mounts may use it
+	ReadOnly   bool         // mount read-only, whatever Extra says; so is a volume that was opened read-only
+	Extra      []string     // -o options; see mount(8)
+	Debug      bool         // trace every request, names included, at debug level
+	Log        *slog.Logger // nil: slog.Default()
+}
+
+// maxRequest is the most that one read or write request carries, and how far
+// the kernel reads ahead: 1 MiB, the kernel's own limit.
+const maxRequest = 1 << 20
+
+// capabilities are asked for beyond go-fuse's own choice; see fuse(4) and the
+// kernel's include/uapi/linux/fuse.h. The kernel takes those that it knows.
+const capabilities = fuse.CAP_ATOMIC_O_TRUNC | // open with O_TRUNC is one request, one key
+	fuse.CAP_DONT_MASK | // the umask comes with the request: a default ACL overrides it
+	fuse.CAP_HANDLE_KILLPRIV_V2 | // writes say when setuid must go, no getxattr before each of them
+	fuse.CAP_SETXATTR_EXT | // setting an ACL says when setgid must go
+	fuse.CAP_READDIRPLUS_AUTO | // a bare listing does not look every entry up
+	fuse.CAP_PARALLEL_DIROPS
+
+// Server is one mount. Its methods are safe for concurrent use.
+type Server struct {
+	fuse       *fuse.Server
+	mountpoint string
+	done       chan struct{} // closed when everything is released
+
+	unmounting sync.Mutex
+}
+
+// Mount mounts v on the directory mountpoint and serves it in the background
+// until it is unmounted. When Mount returns, the mount is usable. The volume
+// stays the caller's, who closes it after Wait.
+//
+// Root mounts directly, without the nosuid and nodev that fusermount3 forces
+// upon others; `-o nosuid,nodev` is honoured.
+func Mount(v *cryptfs.Volume, mountpoint string, o Options) (*Server, error) {
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	store := v.Path()
+	mountpoint, err := checkMountpoint(mountpoint, store)
+	if err != nil {
+		return nil, err
+	}
+	args, err := parseOptions(o.Extra)
+	if err != nil {
+		return nil, err
+	}
+	if o.ReadOnly || v.ReadOnly() {
+		err = args.add("ro")
+	}
+	if err == nil {
+		err = checkFuse()
+	}
+	if err != nil {
+		return nil, err
+	}
+	args.allowOther = args.allowOther || o.AllowOther
+	server, err := fuse.NewServer(newFileSystem(v, o.Log), mountpoint, mountOptions(store, args, o))
+	if err != nil {
+		return nil, refused(err, args)
+	}
+	s := &Server{fuse: server, mountpoint: mountpoint, done: make(chan struct{})}
+	go func() {
+		server.Serve()
+		close(s.done)
+	}()
+	if err := server.WaitMount(); err != nil {
+		return nil, errors.Join(fmt.Errorf("mount %s: %w", mountpoint, err), s.Unmount())
+	}
+	readAhead(mountpoint, o.Log)
+	return s, nil
+}
+
+// Wait returns when the file system is unmounted, by whom and however, and
+// every handle that the kernel left is flushed and released.
+func (s *Server) Wait() { <-s.done }
+
+// Unmount unmounts the file system and waits until everything is released.
+// While somebody uses it, Unmount fails with ErrBusy and changes nothing.
+// Unmounting again is no error.
+func (s *Server) Unmount() error {
+	s.unmounting.Lock()
+	defer s.unmounting.Unlock()
+	select {
+	case <-s.done:
+		return nil
+	default:
+	}
+	if err := s.fuse.Unmount(); err != nil {
+		// fusermount3 has words only where umount(2) has an errno.
+		if errors.Is(err, unix.EBUSY) || strings.Contains(err.Error(), "busy") {
+			return fmt.Errorf("%s: %w", s.mountpoint, ErrBusy)
+		}
+		return fmt.Errorf("unmount %s: %w", s.mountpoint, err)
+	}
+	<-s.done
+	return nil
+}
+
+func mountOptions(store string, args mountArgs, o Options) *fuse.MountOptions {
+	level := slog.LevelWarn
+	if o.Debug {
+		level = slog.LevelDebug
+	}
+	m := &fuse.MountOptions{
+		AllowOther:               args.allowOther,
+		Options:                  append([]string{"default_permissions"}, args.data...),
+		MaxWrite:                 maxRequest,
+		MaxReadAhead:             maxRequest,
+		FsName:                   store,
+		Name:                     "kmsfs",
+		Debug:                    o.Debug,
+		Logger:                   slog.NewLogLogger(o.Log.Handler(), level),
+		EnableSymlinkCaching:     true,
+		ExplicitDataCacheControl: true,
+		EnableAcl:                true,
+		DisableSplice:            true, // plaintext is in memory, there is no file to splice from
+		ExtraCapabilities:        capabilities,
+		DisabledCapabilities:     fuse.CAP_PASSTHROUGH, // would cost a level of stacking, for overlayfs on top
+		PanicHandler: func(value any) fuse.Status {
+			o.Log.Error("bug: a request panicked", "panic", value, "stack", string(debug.Stack()))
+			return fuse.EIO
+		},
+	}
+	if os.Geteuid() == 0 {
+		// Without the magic number, zero flags would mean nosuid and nodev.
+		m.DirectMountStrict = true
+		m.DirectMountFlags = unix.MS_MGC_VAL | args.flags
+	} else {
+		m.Options = append(m.Options, args.names...)
+	}
+	return m
+}
+
+// checkMountpoint returns the mountpoint's absolute path without symlinks. A
+// mountpoint in the store would make the daemon wait for itself.
+func checkMountpoint(mountpoint, store string) (string, error) {
+	path, err := filepath.Abs(mountpoint)
+	if err != nil {
+		return "", err
+	}
+	path, err = filepath.EvalSymlinks(path)
+	if errors.Is(err, unix.ENOTCONN) {
+		return "", fmt.Errorf("%s: a dead mount is on it, run umount first: %w", mountpoint, ErrMountpoint)
+	}
+	if err != nil {
+		return "", err
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return "", fmt.Errorf("%s: %w", path, err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return "", fmt.Errorf("%s: no directory: %w", path, ErrMountpoint)
+	}
+	if real, err := filepath.EvalSymlinks(store); err == nil {
+		store = real
+	}
+	if path == store || strings.HasPrefix(path, store+"/") {
+		return "", fmt.Errorf("%s: lies in the store: %w", path, ErrMountpoint)
+	}
+	return path, nil
+}
+
+// readAhead lifts the kernel's limit of 128 KiB for reading ahead, which the
+// FUSE protocol can only lower. It takes root; without it sequential reads are
+// slower, so a failure is no error.
+func readAhead(mountpoint string, log *slog.Logger) {
+	var st unix.Stat_t
+	err := unix.Stat(mountpoint, &st)
+	if err == nil {
+		file := fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", unix.Major(st.Dev), unix.Minor(st.Dev))
+		err = os.WriteFile(file, fmt.Appendf(nil, "%d", maxRequest>>10), 0)
+	}
+	if err != nil {
+		log.Debug("the kernel's read-ahead stays as it is", "err", err)
+	}
+}
