@@ -19,8 +19,8 @@ type network struct {
 	addr     string
 	holder   int // socket that keeps the port reserved while nobody listens; -1: none
 	handler  http.Handler
-	endpoint *http.Server // nil while refusing
-	admin    *http.Server
+	endpoint *serving // nil while refusing
+	admin    *serving
 	closed   bool
 	wg       sync.WaitGroup
 }
@@ -62,14 +62,27 @@ func (n *network) counted(h http.Handler) http.Handler {
 	})
 }
 
-func (n *network) run(l net.Listener, h http.Handler) *http.Server {
+// serving is an HTTP server with its listener.
+type serving struct {
+	*http.Server
+	listener net.Listener
+}
+
+// cut closes the listener and all connections. The listener goes first and by
+// itself: a Server that has not begun to serve does not know it yet.
+func (s *serving) cut() {
+	s.listener.Close()
+	s.Server.Close() // reports the listener closed twice, nothing else
+}
+
+func (n *network) run(l net.Listener, h http.Handler) *serving {
 	srv := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute}
 	n.wg.Add(1)
 	go func() {
 		defer n.wg.Done()
 		_ = srv.Serve(l) // ends with ErrServerClosed
 	}()
-	return srv
+	return &serving{srv, l}
 }
 
 func (n *network) listenLocked() error {
@@ -90,9 +103,8 @@ func (n *network) refuse(on bool) error {
 	case n.closed:
 		return nil
 	case on && n.endpoint != nil:
-		err := n.endpoint.Close()
+		n.endpoint.cut()
 		n.endpoint = nil
-		return err
 	case !on && n.endpoint == nil:
 		return n.listenLocked()
 	}
@@ -103,9 +115,9 @@ func (n *network) close() {
 	n.mu.Lock()
 	if !n.closed {
 		n.closed = true
-		for _, srv := range []*http.Server{n.endpoint, n.admin} {
+		for _, srv := range []*serving{n.endpoint, n.admin} {
 			if srv != nil {
-				srv.Close()
+				srv.cut()
 			}
 		}
 		if n.handler != nil && n.holder >= 0 {

@@ -37,6 +37,25 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	if err := o.complete(); err != nil {
 		return nil, err
 	}
+	s, err := newServer(o)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.log.open(o.LogFile); err != nil {
+		return nil, err
+	}
+	if err := s.net.open(o.Listen, o.AdminListen, http.HandlerFunc(s.serve), s.adminHandler()); err != nil {
+		return nil, s.closeWith(err)
+	}
+	if err := s.SetFaults(o.Faults); err != nil {
+		return nil, s.closeWith(err)
+	}
+	s.stop = context.AfterFunc(ctx, func() { s.Close() })
+	return s, nil
+}
+
+// newServer makes a server that does not listen from completed options.
+func newServer(o Options) (*Server, error) {
 	s := &Server{
 		account: o.Account, region: o.Region, stateFile: o.StateFile,
 		keys:       map[keyRef]*key{},
@@ -57,16 +76,6 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 			return nil, err
 		}
 	}
-	if err := s.log.open(o.LogFile); err != nil {
-		return nil, err
-	}
-	if err := s.net.open(o.Listen, o.AdminListen, http.HandlerFunc(s.serve), s.adminHandler()); err != nil {
-		return nil, s.closeWith(err)
-	}
-	if err := s.SetFaults(o.Faults); err != nil {
-		return nil, s.closeWith(err)
-	}
-	s.stop = context.AfterFunc(ctx, func() { s.Close() })
 	return s, nil
 }
 
@@ -109,7 +118,6 @@ func (s *Server) Close() error {
 		}
 		s.net.close()
 		s.mu.Lock()
-		s.dirty = true
 		s.end = s.save()
 		s.mu.Unlock()
 		if err := s.log.close(); s.end == nil {
