@@ -19,11 +19,12 @@ type class struct {
 	geo   dare.Geometry
 	plain bool // names are not encrypted
 
-	mu     sync.Mutex
-	conf   classify.Class
-	ec     envelope.Class
-	header *envelope.Header // of the name key
-	cipher *nameenc.Cipher  // nil until the name key was unwrapped
+	mu      sync.Mutex
+	conf    classify.Class
+	ec      envelope.Class
+	header  *envelope.Header // of the name key
+	cipher  *nameenc.Cipher  // nil until the name key was unwrapped
+	failure string           // why it could not be, the last time
 }
 
 // newClass returns the class as the policy and the store's keys have it.
@@ -46,6 +47,9 @@ func (v *Volume) names(ctx context.Context, c *class) (*nameenc.Cipher, error) {
 	}
 	key, err := v.keys.Open(ctx, ec, keywrap.PurposeNames, header)
 	if err != nil {
+		c.mu.Lock()
+		c.failure = err.Error()
+		c.mu.Unlock()
 		return nil, fmt.Errorf("name key of class %s: %w", c.name, err)
 	}
 	defer key.Wipe()
@@ -58,7 +62,7 @@ func (v *Volume) names(ctx context.Context, c *class) (*nameenc.Cipher, error) {
 	if c.cipher != nil { // somebody was faster
 		cipher.Wipe()
 	} else {
-		c.cipher = cipher
+		c.cipher, c.failure = cipher, ""
 	}
 	return c.cipher, nil
 }

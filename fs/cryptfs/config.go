@@ -15,6 +15,7 @@ type Config struct {
 	Provider keywrap.Provider    // the key services
 	Keys     map[string][]string // class -> key URIs that this machine has pinned; the store's must be the same
 	ReadOnly bool                // no lock, no repair, no change
+	Alone    bool                // read-only, but with nobody else at the store
 	Log      *slog.Logger        // nil: nothing is logged. Plaintext names never are.
 	// SameKey tells that two key URIs are one key, such as replicas of a
 	// multi-Region key; nil: only equal URIs are.

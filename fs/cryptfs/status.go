@@ -2,6 +2,7 @@ package cryptfs
 
 import (
 	"maps"
+	"os"
 	"slices"
 
 	"github.com/kmsfs/kmsfs/crypto/envelope"
@@ -10,6 +11,7 @@ import (
 
 // Status is what `kmsfs status` tells about a volume.
 type Status struct {
+	PID        int            `json:"pid"`
 	Store      string         `json:"store"` // path
 	ID         string         `json:"id"`
 	Format     int            `json:"format"`
@@ -28,9 +30,10 @@ type ClassStatus struct {
 	Name      string   `json:"name"`
 	Keys      []string `json:"keys"` // the first makes data keys
 	Names     string   `json:"names"`
-	ChunkSize int      `json:"chunk_size"` // bytes
-	Cache     string   `json:"cache"`      // Go duration
-	Available bool     `json:"available"`  // its name key is unwrapped
+	ChunkSize int      `json:"chunk_size"`      // bytes
+	Cache     string   `json:"cache"`           // Go duration
+	Available bool     `json:"available"`       // its name key is unwrapped
+	Error     string   `json:"error,omitempty"` // why not
 }
 
 // Counters count since the volume was opened.
@@ -50,7 +53,7 @@ func (v *Volume) Status() Status {
 	classes := maps.Clone(v.classes)
 	v.ns.RUnlock()
 	s := Status{
-		Store: v.path, ID: v.layout.ID.String(), Format: envelope.FormatVersion, Placement: v.layout.Placement.String(),
+		PID: os.Getpid(), Store: v.path, ID: v.layout.ID.String(), Format: envelope.FormatVersion, Placement: v.layout.Placement.String(),
 		HeaderSize: v.layout.HeaderSize, Suite: v.layout.Suite.String(), ReadOnly: v.conf.ReadOnly,
 		KeysLocked: keymem.Locked(), Keys: v.keys.Stats(),
 	}
@@ -75,6 +78,6 @@ func (c *class) status() ClassStatus {
 	defer c.mu.Unlock()
 	return ClassStatus{
 		Name: c.name, Keys: c.ec.Keys, Names: string(c.conf.Names), ChunkSize: c.geo.ChunkSize,
-		Cache: c.conf.Cache.String(), Available: c.cipher != nil,
+		Cache: c.conf.Cache.String(), Available: c.cipher != nil, Error: c.failure,
 	}
 }

@@ -94,13 +94,8 @@ func (v *Volume) setUp(ctx context.Context) error {
 	if v.meta, err = v.root.OpenDir(metaDir); err != nil {
 		return err
 	}
-	if !v.conf.ReadOnly {
-		if v.lock, err = v.meta.Lock(lockFile); err != nil {
-			if errors.Is(err, backing.ErrLocked) {
-				err = ErrLocked
-			}
-			return err
-		}
+	if err := v.lockStore(); err != nil {
+		return err
 	}
 	v.policy = v.layout.Policy
 	v.place = newPlace(v.layout.Placement, v.layout.HeaderSize)
@@ -119,6 +114,23 @@ func (v *Volume) setUp(ctx context.Context) error {
 	}
 	syscall.Umask(0)
 	return v.openJournal(ctx, storeKey)
+}
+
+// lockStore makes sure that no other process changes the store. A read-only
+// volume works beside one, and on a disk that takes no lock.
+func (v *Volume) lockStore() error {
+	if v.conf.ReadOnly && !v.conf.Alone {
+		return nil
+	}
+	lock, err := v.meta.Lock(lockFile)
+	switch {
+	case errors.Is(err, backing.ErrLocked):
+		return ErrLocked
+	case v.conf.ReadOnly && (errors.Is(err, unix.EROFS) || errors.Is(err, unix.EACCES)):
+		return nil
+	}
+	v.lock = lock
+	return err
 }
 
 func (v *Volume) openClasses(ctx context.Context) (*envelope.FileKey, error) {
