@@ -118,17 +118,20 @@ func (s *Server) SetFaults(f Faults) error {
 	}
 	s.faults.change.Lock()
 	defer s.faults.change.Unlock()
+	s.faults.replace(f)
+	return s.net.refuse(f.Outage == OutageRefuse)
+}
+
+func (b *faultBox) replace(f Faults) {
 	f.Rules = append([]Fault(nil), f.Rules...)
-	b := &s.faults
 	b.mu.Lock()
+	defer b.mu.Unlock()
 	for i := range f.Rules {
 		b.nextID++
 		f.Rules[i].ID, f.Rules[i].seen = b.nextID, 0
 	}
 	b.now, b.filled = f, time.Now()
 	b.tokens = f.bucket()
-	b.mu.Unlock()
-	return s.net.refuse(f.Outage == OutageRefuse)
 }
 
 // Faults returns the faults in force, with their ids.

@@ -1,10 +1,12 @@
 package kmsserver
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -34,17 +36,14 @@ func (n *network) open(listen, adminListen string, handler, admin http.Handler) 
 	if n.holder, n.addr, err = holdPort(listen); err != nil {
 		return err
 	}
-	n.url = "http://" + n.addr
-	if err := n.listenLocked(); err != nil {
-		return err
-	}
 	l, err := net.Listen("tcp", adminListen)
 	if err != nil {
 		return err
 	}
-	n.adminURL = "http://" + l.Addr().String()
+	// Handlers read both without a lock: they are set before anything serves.
+	n.url, n.adminURL = "http://"+n.addr, "http://"+l.Addr().String()
 	n.admin = n.run(l, n.counted(admin))
-	return nil
+	return n.listenLocked()
 }
 
 // counted lets close wait for the handlers, which http.Server.Close does not.
@@ -62,27 +61,86 @@ func (n *network) counted(h http.Handler) http.Handler {
 	})
 }
 
-// serving is an HTTP server with its listener.
+// serving is an HTTP server with its listener and connections, which
+// http.Server knows too, but cannot close one by one.
 type serving struct {
 	*http.Server
 	listener net.Listener
+
+	mu    sync.Mutex
+	conns map[net.Conn]bool // true: serves an admin request
+	gone  bool
 }
 
-// cut closes the listener and all connections. The listener goes first and by
-// itself: a Server that has not begun to serve does not know it yet.
+type connKey struct{}
+
+// cut closes the listener and all connections but those that serve an admin
+// request: the one that ordered the cut gets its answer.
 func (s *serving) cut() {
 	s.listener.Close()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.gone = true
+	for c, admin := range s.conns {
+		if !admin {
+			c.Close()
+		}
+	}
+}
+
+// close closes everything.
+func (s *serving) close() {
+	s.cut()
 	s.Server.Close() // reports the listener closed twice, nothing else
 }
 
+func (s *serving) track(c net.Conn, state http.ConnState) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch state {
+	case http.StateNew:
+		s.conns[c] = false
+		if s.gone { // accepted while the listener closed
+			c.Close()
+		}
+	case http.StateClosed, http.StateHijacked:
+		delete(s.conns, c)
+	}
+}
+
+// spareAdmin keeps the request's connection through a cut, for this one
+// request.
+func (s *serving) spareAdmin(w http.ResponseWriter, r *http.Request) {
+	c, ok := r.Context().Value(connKey{}).(net.Conn)
+	if !ok || !strings.HasPrefix(r.URL.Path, "/admin/") {
+		return
+	}
+	w.Header().Set("Connection", "close")
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, open := s.conns[c]; open {
+		s.conns[c] = true
+	}
+}
+
 func (n *network) run(l net.Listener, h http.Handler) *serving {
-	srv := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute}
+	s := &serving{listener: l, conns: map[net.Conn]bool{}}
+	s.Server = &http.Server{
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			s.spareAdmin(w, r)
+			h.ServeHTTP(w, r)
+		}),
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       time.Minute,
+		ConnState:         s.track,
+		ConnContext:       func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) },
+	}
 	n.wg.Add(1)
 	go func() {
 		defer n.wg.Done()
-		_ = srv.Serve(l) // ends with ErrServerClosed
+		_ = s.Serve(l) // ends when the listener is closed
 	}()
-	return &serving{srv, l}
+	return s
 }
 
 func (n *network) listenLocked() error {
@@ -117,7 +175,7 @@ func (n *network) close() {
 		n.closed = true
 		for _, srv := range []*serving{n.endpoint, n.admin} {
 			if srv != nil {
-				srv.cut()
+				srv.close()
 			}
 		}
 		if n.handler != nil && n.holder >= 0 {

@@ -47,10 +47,12 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	if err := s.net.open(o.Listen, o.AdminListen, http.HandlerFunc(s.serve), s.adminHandler()); err != nil {
 		return nil, s.closeWith(err)
 	}
-	if err := s.SetFaults(o.Faults); err != nil {
+	if err := s.net.refuse(o.Faults.Outage == OutageRefuse); err != nil {
 		return nil, s.closeWith(err)
 	}
+	s.mu.Lock()
 	s.stop = context.AfterFunc(ctx, func() { s.Close() })
+	s.mu.Unlock()
 	return s, nil
 }
 
@@ -63,6 +65,10 @@ func newServer(o Options) (*Server, error) {
 		aliases:    map[aliasRef]*alias{},
 		principals: map[string]*Principal{},
 	}
+	if err := o.Faults.check(); err != nil {
+		return nil, err
+	}
+	s.faults.replace(o.Faults)
 	if err := s.load(); err != nil {
 		return nil, err
 	}
@@ -113,8 +119,11 @@ func StartT(t TB, o Options) *Server {
 // the first error of writing the log or the state, at every call.
 func (s *Server) Close() error {
 	s.done.Do(func() {
-		if s.stop != nil {
-			s.stop()
+		s.mu.Lock()
+		stop := s.stop
+		s.mu.Unlock()
+		if stop != nil {
+			stop()
 		}
 		s.net.close()
 		s.mu.Lock()
