@@ -79,6 +79,10 @@ func TestAdmin(t *testing.T) {
 		wantCode(t, "policy", err, "AccessDeniedException")
 		ok("POST", "clock", `{"advance_s":60}`)
 	}
+}
+
+func TestAdminRefusals(t *testing.T) {
+	s := StartT(t, Options{})
 	for path, body := range map[string]string{
 		"faults": `{"latency":1}`, "keys": `{"alias":"phi"}`, "clock": `{"advance_s":-1}`, "principals": `{}`,
 		"keys/policy": `{"key":"alias/none","policy":{}}`, "keys/material-expired": `{"key":"nonsense"}`, "principals/AKIANOBODY/expired": `{}`,

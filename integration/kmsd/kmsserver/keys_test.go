@@ -117,14 +117,6 @@ func TestStates(t *testing.T) {
 	expect("EnableKey", err, "", "")
 	expect("enabled", open(), "", "")
 
-	must(t, 0, s.SetMaterialExpired("alias/k", true))
-	expect("material expired", open(), "KMSInvalidStateException", arn+" is pending import.")
-	if got := describe(t, c, arn).KeyState; got != types.KeyStatePendingImport {
-		t.Errorf("state = %s", got)
-	}
-	must(t, 0, s.SetMaterialExpired(arn, false))
-	expect("material back", open(), "", "")
-
 	for _, days := range []int32{6, 31} {
 		_, err = c.ScheduleKeyDeletion(ctx, &kms.ScheduleKeyDeletionInput{KeyId: &arn, PendingWindowInDays: &days})
 		expect(fmt.Sprint(days, " days"), err, "ValidationException", "")
@@ -158,6 +150,24 @@ func TestStates(t *testing.T) {
 	}
 	_, err = c.DescribeKey(ctx, &kms.DescribeKeyInput{KeyId: aws.String("alias/k")})
 	expect("alias of a deleted key", err, "NotFoundException", "alias/k")
+}
+
+func TestExpiredMaterial(t *testing.T) {
+	s, c := start(t)
+	arn := newKey(t, s, KeyOptions{Alias: "alias/k"})
+	blob := dataKey(t, c, arn, nil).CiphertextBlob
+	must(t, 0, s.SetMaterialExpired("alias/k", true))
+	_, err := decrypt(c, arn, blob, nil)
+	wantCode(t, "material expired", err, "KMSInvalidStateException")
+	if err == nil || !strings.Contains(err.Error(), arn+" is pending import.") {
+		t.Errorf("text = %v", err)
+	}
+	if got := describe(t, c, arn).KeyState; got != types.KeyStatePendingImport {
+		t.Errorf("state = %s", got)
+	}
+	must(t, 0, s.SetMaterialExpired(arn, false))
+	_, err = decrypt(c, arn, blob, nil)
+	wantCode(t, "material back", err, "")
 }
 
 func TestRotation(t *testing.T) {
