@@ -1,0 +1,92 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"slices"
+
+	"github.com/kmsfs/kmsfs/crypto/keywrap"
+	"github.com/kmsfs/kmsfs/crypto/keywrap/awskms"
+	"github.com/kmsfs/kmsfs/crypto/keywrap/keyring"
+)
+
+// providerConfig says how to reach the key services.
+type providerConfig struct {
+	Keyring     string // path of the keyring file
+	Region      string
+	Profile     string
+	EndpointURL string
+}
+
+// providers are the key services that one command or mount uses.
+type providers struct {
+	keywrap.Mux
+	sameKey func(a, b string) bool // nil if no AWS key is in use
+	keyring *keyring.Keyring       // nil if no keyring key is in use
+}
+
+// Close wipes the keys that the services hold.
+func (p *providers) Close() {
+	if p.keyring != nil {
+		_ = p.keyring.Close() // it reports nothing: the file is not written
+	}
+}
+
+func (g *globalOptions) providerConfig() (providerConfig, error) {
+	path, err := g.keyringPath()
+	return providerConfig{Keyring: path, Region: g.region, Profile: g.profile, EndpointURL: g.endpointURL}, err
+}
+
+// openProviders opens the services that the given keys need, and no other: a
+// store under AWS KMS needs no keyring file. pass is asked for a passphrase if
+// the keyring has one. Where only some of the keys are the keyring's and the
+// file is missing, the classes under the other keys must still work: then the
+// keyring's keys are unknown, which is what the warning says.
+func openProviders(ctx context.Context, cfg providerConfig, keys []string, pass func() ([]byte, error), log *slog.Logger) (*providers, error) {
+	p := &providers{}
+	uses := schemes(keys)
+	if uses["keyring"] {
+		k, err := keyring.Open(cfg.Keyring, pass)
+		if errors.Is(err, keyring.ErrNoFile) && len(uses) > 1 {
+			log.Warn("no keyring file: the classes under its keys cannot be used", "keyring", cfg.Keyring)
+			k, err = keyring.NewMemory(), nil
+		}
+		if err != nil {
+			if errors.Is(err, keyring.ErrNoFile) {
+				err = fail(err, "there is no keyring file at "+cfg.Keyring, "give the file that the store was made with: --keyring FILE")
+			}
+			return nil, err
+		}
+		p.keyring, p.Mux.Keyring = k, k
+	}
+	if uses["aws"] {
+		aws, err := awskms.New(ctx, awskms.Options{Region: cfg.Region, Profile: cfg.Profile, Endpoint: cfg.EndpointURL})
+		if err != nil {
+			p.Close()
+			return nil, err
+		}
+		p.Mux.AWS, p.sameKey = aws, awskms.SameKey
+	}
+	return p, nil
+}
+
+// schemes returns the services that keys name.
+func schemes(keys []string) map[string]bool {
+	out := map[string]bool{}
+	for _, key := range keys {
+		out[keywrap.Scheme(key)] = true
+	}
+	return out
+}
+
+// allKeys returns every key of a class → keys map once.
+func allKeys(keys map[string][]string) []string {
+	var out []string
+	for _, class := range slices.Sorted(maps.Keys(keys)) {
+		out = append(out, keys[class]...)
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}

@@ -1,0 +1,147 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"strconv"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kmsfs/kmsfs/crypto/keymem"
+	"github.com/kmsfs/kmsfs/fs/fusefs"
+)
+
+// serveMount opens the store, mounts it, and returns when it is unmounted and
+// closed. ready is called once, when the mount is usable, with what the user
+// should know; its error unmounts again. ctx ends the mount.
+func serveMount(ctx context.Context, p *mountPlan, pass func() ([]byte, error), log *slog.Logger, ready func(warnings []string) error) (err error) {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	defer signal.Stop(signals)
+	prepareLimits(log)
+	tuneMemory()
+	services, err := openProviders(ctx, p.Provider, allKeys(p.Keys), pass, log)
+	if err != nil {
+		return err
+	}
+	v, err := openVolume(ctx, p.facts(), services, p.ReadOnly, p.KnownStores, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, v.Close()) }()
+	server, err := fusefs.Mount(v.Volume, p.Mountpoint, fusefs.Options{
+		AllowOther: p.AllowOther, ReadOnly: p.ReadOnly, Extra: p.Options, Debug: p.Debug, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	if err := announce(p, log, ready); err != nil {
+		return errors.Join(err, server.Unmount())
+	}
+	if p.PidFile != "" {
+		defer os.Remove(p.PidFile)
+	}
+	unmounted := make(chan struct{})
+	go func() {
+		server.Wait()
+		close(unmounted)
+	}()
+	select {
+	case <-unmounted:
+	case <-ctx.Done():
+	case <-signals:
+	}
+	notify(log, "STOPPING=1")
+	unmount(server, p.Mountpoint, log)
+	<-unmounted
+	log.Info("unmounted", "store", p.Store)
+	return nil
+}
+
+// announce tells everyone who waits that the mount is usable.
+func announce(p *mountPlan, log *slog.Logger, ready func([]string) error) error {
+	var warnings []string
+	if !keymem.Locked() {
+		warnings = append(warnings, "keys cannot be locked into memory and may reach the swap: raise the limit (ulimit -l) or turn swap off")
+		log.Warn("keys cannot be locked into memory; raise RLIMIT_MEMLOCK")
+	}
+	if p.PidFile != "" {
+		if err := replaceFile(p.PidFile, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o644); err != nil {
+			return hint(fmt.Errorf("pid file: %w", err), "give a --pid-file that can be written")
+		}
+	}
+	log.Info("mounted", "store", p.Store, "id", p.ID, "read_only", p.ReadOnly, "pid", os.Getpid())
+	notify(log, "READY=1\nSTATUS=serving "+p.Store)
+	return ready(warnings)
+}
+
+func notify(log *slog.Logger, state string) {
+	if err := sdNotify(state); err != nil {
+		log.Warn("no answer to the service manager", "err", err)
+	}
+}
+
+// unmount ends the mount, if it is still there. A mount that is in use is detached: it
+// leaves the tree now, and the process ends when the last file is closed.
+func unmount(server *fusefs.Server, mountpoint string, log *slog.Logger) {
+	err := server.Unmount()
+	if err == nil {
+		return
+	}
+	log.Warn("the mount is in use and was detached; it ends when its last file is closed", "err", err)
+	if err := detach(mountpoint, true); err != nil {
+		log.Error("the mount cannot be detached", "err", err)
+	}
+}
+
+// prepareLimits raises what a mount with many open files and keys needs.
+func prepareLimits(log *slog.Logger) {
+	for _, r := range []struct {
+		name     string
+		resource int
+	}{{"RLIMIT_NOFILE", unix.RLIMIT_NOFILE}, {"RLIMIT_MEMLOCK", unix.RLIMIT_MEMLOCK}} {
+		if err := raiseLimit(r.resource); err != nil {
+			log.Warn("a resource limit stays low", "limit", r.name, "err", err)
+		}
+	}
+	// The kernel sends every caller's umask along; this process's own must not
+	// take bits away on top.
+	unix.Umask(0)
+}
+
+// raiseLimit lifts a soft limit to the hard one.
+func raiseLimit(resource int) error {
+	var l unix.Rlimit
+	if err := unix.Getrlimit(resource, &l); err != nil {
+		return err
+	}
+	if l.Cur == l.Max {
+		return nil
+	}
+	l.Cur = l.Max
+	return unix.Setrlimit(resource, &l)
+}
+
+// The memory that a mount may use before the collector works harder. Chunk
+// buffers are pooled, so that what lives is small: a low target keeps an idle
+// mount small and costs nothing under load.
+const (
+	gcPercent   = 50
+	memoryLimit = 128 << 20 // bytes; soft
+)
+
+// tuneMemory applies them, unless the user set GOGC or GOMEMLIMIT.
+func tuneMemory() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(memoryLimit)
+	}
+}
