@@ -39,8 +39,8 @@ const (
 	// CaseWrongKeyKind: a blob under another key is refused as Integrity or
 	// KeyRejected. (That it is refused at all is always covered.)
 	CaseWrongKeyKind = "wrong key: kind"
-	// CaseDamagedKind: a damaged blob is refused as Integrity. (That it is
-	// refused at all is always covered.)
+	// CaseDamagedKind: a damaged blob is refused as Integrity or KeyRejected.
+	// (That it is refused at all is always covered.)
 	CaseDamagedKind = "damaged blob: kind"
 	// CaseDisabled: a disabled key does nothing and gives KeyMissing.
 	CaseDisabled = "disabled key"
