@@ -260,6 +260,24 @@ func TestOverwriteThroughCachedPages(t *testing.T) {
 	}
 }
 
+// TestSeekSeesWhatWasJustWritten: nothing may sit in the page cache only when
+// cp asks where the data is.
+func TestSeekSeesWhatWasJustWritten(t *testing.T) {
+	m := mountStore(t, newStore(t, layouts[0]), Options{})
+	f, err := os.Create(m.path("file"))
+	must(t, err)
+	defer f.Close()
+	const end = 3 << 20
+	_, err = f.WriteAt([]byte("data"), end-4)
+	must(t, err)
+	if off, err := unix.Seek(int(f.Fd()), 0, unix.SEEK_DATA); err != nil || off == 0 || off > end-4 {
+		t.Errorf("SEEK_DATA: %d, %v, want the data after the hole", off, err)
+	}
+	if off, err := unix.Seek(int(f.Fd()), end-4, unix.SEEK_HOLE); err != nil || off != end {
+		t.Errorf("SEEK_HOLE: %d, %v, want the end, %d", off, err, end)
+	}
+}
+
 func TestHolesAndCopies(t *testing.T) {
 	m := mountStore(t, newStore(t, layouts[0]), Options{})
 	data := bytes.Repeat([]byte("0123456789abcdef"), 1<<16) // 1 MiB

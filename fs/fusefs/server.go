@@ -31,6 +31,12 @@ const maxRequest = 1 << 20
 
 // capabilities are asked for beyond go-fuse's own choice; see fuse(4) and the
 // kernel's include/uapi/linux/fuse.h. The kernel takes those that it knows.
+//
+// CAP_WRITEBACK_CACHE is not among them. It makes small writes many times
+// faster, but the kernel (6.18) does not write dirty pages out before it passes
+// SEEK_DATA on, so that cp of a file being written makes an empty copy; a full
+// disk shows at close only; and what a forced unmount finds in the page cache
+// is lost.
 const capabilities = fuse.CAP_ATOMIC_O_TRUNC | // open with O_TRUNC is one request, one key
 	fuse.CAP_DONT_MASK | // the umask comes with the request: a default ACL overrides it
 	fuse.CAP_HANDLE_KILLPRIV_V2 | // writes say when setuid must go, no getxattr before each of them
