@@ -17,60 +17,63 @@ import (
 	"github.com/kmsfs/kmsfs/crypto/keywrap/awskms"
 )
 
+// errorCodes are those of the KMS API Reference and its Common Errors, with the
+// status that goes with them.
+var errorCodes = []struct {
+	code   string
+	status int
+	want   error
+	retry  bool
+}{
+	{"AccessDeniedException", 400, keywrap.ErrDenied, false},
+	{"InvalidGrantTokenException", 400, keywrap.ErrDenied, false},
+	{"NotAuthorized", 400, keywrap.ErrDenied, false},
+	{"OptInRequired", 403, keywrap.ErrDenied, false},
+	{"ExpiredTokenException", 400, keywrap.ErrCredentials, false},
+	{"ExpiredToken", 403, keywrap.ErrCredentials, false},
+	{"UnrecognizedClientException", 400, keywrap.ErrCredentials, false},
+	{"InvalidClientTokenId", 403, keywrap.ErrCredentials, false},
+	{"IncompleteSignature", 400, keywrap.ErrCredentials, false},
+	{"IncompleteSignatureException", 400, keywrap.ErrCredentials, false},
+	{"InvalidSignatureException", 400, keywrap.ErrCredentials, false},
+	{"SignatureDoesNotMatch", 403, keywrap.ErrCredentials, false},
+	{"MissingAuthenticationTokenException", 400, keywrap.ErrCredentials, false},
+	{"RequestExpired", 400, keywrap.ErrCredentials, false},
+	{"NotFoundException", 400, keywrap.ErrNotFound, false},
+	{"com.amazonaws.kms#NotFoundException", 400, keywrap.ErrNotFound, false},
+	{"InvalidArnException", 400, keywrap.ErrBadURI, false},
+	{"InvalidAliasNameException", 400, keywrap.ErrBadURI, false},
+	{"DisabledException", 400, keywrap.ErrDisabled, false},
+	{"InvalidCiphertextException", 400, keywrap.ErrCiphertext, false},
+	{"IncorrectKeyException", 400, keywrap.ErrWrongKey, false},
+	{"InvalidKeyUsageException", 400, keywrap.ErrUnsupported, false},
+	{"UnsupportedOperationException", 400, keywrap.ErrUnsupported, false},
+	{"ValidationException", 400, keywrap.ErrUnsupported, false},
+	{"UnknownOperationException", 400, keywrap.ErrUnsupported, false},
+	{"SomethingNewException", 400, keywrap.ErrUnsupported, false},
+	{"ThrottlingException", 400, keywrap.ErrThrottled, true},
+	{"Throttling", 400, keywrap.ErrThrottled, true},
+	{"LimitExceededException", 400, keywrap.ErrThrottled, true},
+	{"TooManyRequestsException", 429, keywrap.ErrThrottled, true},
+	{"RequestLimitExceeded", 503, keywrap.ErrThrottled, true},
+	{"KMSInternalException", 500, keywrap.ErrUnavailable, true},
+	{"KMSInternal", 500, keywrap.ErrUnavailable, true},
+	{"InternalFailure", 500, keywrap.ErrUnavailable, true},
+	{"DependencyTimeoutException", 500, keywrap.ErrUnavailable, true},
+	{"DependencyTimeout", 503, keywrap.ErrUnavailable, true},
+	{"KeyUnavailableException", 500, keywrap.ErrUnavailable, true},
+	{"ServiceUnavailable", 503, keywrap.ErrUnavailable, true},
+	{"ServiceUnavailableException", 503, keywrap.ErrUnavailable, true},
+	{"SomethingNewException", 500, keywrap.ErrUnavailable, true},
+	{"CustomKeyStoreInvalidStateException", 400, keywrap.ErrUnavailable, false},
+	{"CloudHsmClusterNotActiveException", 400, keywrap.ErrUnavailable, false},
+	{"XksProxyUriUnreachableException", 400, keywrap.ErrUnavailable, false},
+}
+
 // TestErrorCodes: each code of the KMS API Reference gives one sentinel, and
 // only throttling and unavailability are tried again.
 func TestErrorCodes(t *testing.T) {
-	tests := []struct {
-		code   string
-		status int
-		want   error
-		retry  bool
-	}{
-		{"AccessDeniedException", 400, keywrap.ErrDenied, false},
-		{"InvalidGrantTokenException", 400, keywrap.ErrDenied, false},
-		{"NotAuthorized", 400, keywrap.ErrDenied, false},
-		{"OptInRequired", 403, keywrap.ErrDenied, false},
-		{"ExpiredTokenException", 400, keywrap.ErrCredentials, false},
-		{"ExpiredToken", 403, keywrap.ErrCredentials, false},
-		{"UnrecognizedClientException", 400, keywrap.ErrCredentials, false},
-		{"InvalidClientTokenId", 403, keywrap.ErrCredentials, false},
-		{"IncompleteSignature", 400, keywrap.ErrCredentials, false},
-		{"IncompleteSignatureException", 400, keywrap.ErrCredentials, false},
-		{"InvalidSignatureException", 400, keywrap.ErrCredentials, false},
-		{"SignatureDoesNotMatch", 403, keywrap.ErrCredentials, false},
-		{"MissingAuthenticationTokenException", 400, keywrap.ErrCredentials, false},
-		{"RequestExpired", 400, keywrap.ErrCredentials, false},
-		{"NotFoundException", 400, keywrap.ErrNotFound, false},
-		{"com.amazonaws.kms#NotFoundException", 400, keywrap.ErrNotFound, false},
-		{"InvalidArnException", 400, keywrap.ErrBadURI, false},
-		{"InvalidAliasNameException", 400, keywrap.ErrBadURI, false},
-		{"DisabledException", 400, keywrap.ErrDisabled, false},
-		{"InvalidCiphertextException", 400, keywrap.ErrCiphertext, false},
-		{"IncorrectKeyException", 400, keywrap.ErrWrongKey, false},
-		{"InvalidKeyUsageException", 400, keywrap.ErrUnsupported, false},
-		{"UnsupportedOperationException", 400, keywrap.ErrUnsupported, false},
-		{"ValidationException", 400, keywrap.ErrUnsupported, false},
-		{"UnknownOperationException", 400, keywrap.ErrUnsupported, false},
-		{"SomethingNewException", 400, keywrap.ErrUnsupported, false},
-		{"ThrottlingException", 400, keywrap.ErrThrottled, true},
-		{"Throttling", 400, keywrap.ErrThrottled, true},
-		{"LimitExceededException", 400, keywrap.ErrThrottled, true},
-		{"TooManyRequestsException", 429, keywrap.ErrThrottled, true},
-		{"RequestLimitExceeded", 503, keywrap.ErrThrottled, true},
-		{"KMSInternalException", 500, keywrap.ErrUnavailable, true},
-		{"KMSInternal", 500, keywrap.ErrUnavailable, true},
-		{"InternalFailure", 500, keywrap.ErrUnavailable, true},
-		{"DependencyTimeoutException", 500, keywrap.ErrUnavailable, true},
-		{"DependencyTimeout", 503, keywrap.ErrUnavailable, true},
-		{"KeyUnavailableException", 500, keywrap.ErrUnavailable, true},
-		{"ServiceUnavailable", 503, keywrap.ErrUnavailable, true},
-		{"ServiceUnavailableException", 503, keywrap.ErrUnavailable, true},
-		{"SomethingNewException", 500, keywrap.ErrUnavailable, true},
-		{"CustomKeyStoreInvalidStateException", 400, keywrap.ErrUnavailable, false},
-		{"CloudHsmClusterNotActiveException", 400, keywrap.ErrUnavailable, false},
-		{"XksProxyUriUnreachableException", 400, keywrap.ErrUnavailable, false},
-	}
-	for _, tt := range tests {
+	for _, tt := range errorCodes {
 		t.Run(fmt.Sprintf("%s %d", tt.code, tt.status), func(t *testing.T) {
 			checkLive(t)
 			s := newServer(t, func(w http.ResponseWriter, _ *http.Request, _ int, _ request) {
