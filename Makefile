@@ -1,0 +1,75 @@
+# kmsfs. `make demo` shows it, `make test` tests it; both install what they need
+# from Debian's packages where they may, and otherwise say what to install.
+
+GO        ?= go
+BIN       := bin/kmsfs
+VERSION   := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.6.1
+GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.1.4
+FUZZTIME  ?= 2s
+
+# Programs that the tests run, as program:package.
+TEST_TOOLS := fusermount3:fuse3 gocryptfs:gocryptfs restic:restic borg:borgbackup rclone:rclone rsync:rsync \
+	setfacl:acl setfattr:attr aws:awscli sqlite3:sqlite3 git:git tar:tar gcc:gcc
+DEMO_TOOLS := fusermount3:fuse3 getfattr:attr
+
+.PHONY: all build demo test check unit integration fuzz fuzz-short vectors vuln clean tools demo-tools install man
+
+all: build
+
+build:
+	@mkdir -p bin
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-X main.version=$(VERSION)' -o $(BIN) ./cmd/kmsfs
+
+install: build
+	install -D -m 0755 $(BIN) $(DESTDIR)/usr/local/bin/kmsfs
+	ln -sf kmsfs $(DESTDIR)/usr/local/bin/mount.fuse.kmsfs
+
+demo: demo-tools build
+	@./docs/demo.sh $(BIN)
+
+# check needs neither root nor FUSE nor the network (beyond modules).
+check:
+	@test -z "$$(gofmt -l cmd crypto fs integration | tee /dev/stderr)" || { echo "run gofmt -w on these"; exit 1; }
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+
+# Unit tests, with the race detector.
+unit:
+	$(GO) test -race ./cmd/... ./crypto/... ./fs/...
+
+# Real mounts, real programs, the KMS test server. Not run from a cache: the
+# programs and the kernel are part of what is tested.
+integration:
+	$(GO) test -count=1 -timeout 14m ./integration/...
+
+# A short run of every fuzz target; `make fuzz FUZZTIME=10m` for a long one.
+fuzz-short:
+	@FUZZTIME=$(FUZZTIME) GO=$(GO) ./integration/fuzz.sh
+
+fuzz: FUZZTIME = 1m
+fuzz: fuzz-short
+
+# The last lines of this are go test's: the integration tests come last.
+test: tools check fuzz-short unit integration
+
+# Regenerates the format vectors; the tree must stay clean.
+vectors:
+	$(GO) test ./crypto/dare ./crypto/nameenc ./crypto/envelope ./fs/record -run 'Vectors' -update
+	git diff --exit-code -- '*/testdata/*'
+
+vuln:
+	$(GO) run $(GOVULNCHECK) ./...
+
+man: build
+	@mkdir -p bin/man
+	$(BIN) docs --dir bin/man
+
+tools:
+	@./integration/tools.sh $(TEST_TOOLS)
+
+demo-tools:
+	@./integration/tools.sh $(DEMO_TOOLS)
+
+clean:
+	rm -rf bin
