@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -241,9 +242,14 @@ func newStorePath(path string) (string, error) {
 		return "", hint(fmt.Errorf("the parent directory of %s: %w", path, err), "make the parent directory first")
 	}
 	entries, err := os.ReadDir(abs)
+	if above, inStore := storeAbove(filepath.Dir(abs)); inStore == nil {
+		return "", usage(path+" lies in the store "+above, "give a directory outside of it, or a subdirectory of its mount")
+	}
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 		return abs, nil
+	case errors.Is(err, syscall.ENOTDIR):
+		return "", usage(path+" is not a directory", "give a new or empty directory")
 	case err != nil:
 		return "", err
 	case slices.ContainsFunc(entries, func(e os.DirEntry) bool { return e.Name() == ".kmsfs" }):

@@ -93,7 +93,7 @@ func (a *app) openKeyring(ctx context.Context) (*keyring.Keyring, error) {
 	if errors.Is(err, keyring.ErrNoFile) {
 		return nil, fail(err, "there is no keyring file at "+path, "give the file with --keyring, or make one with kmsfs keyring create NAME")
 	}
-	return k, err
+	return k, passphraseFailure(err)
 }
 
 // openOrCreateKeyring makes the file if it does not exist, under a passphrase

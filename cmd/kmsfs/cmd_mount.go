@@ -110,16 +110,16 @@ func (a *app) runMount(ctx context.Context, o mountOptions) error {
 
 // planMount checks the mount's operands and trust.
 func (a *app) planMount(ctx context.Context, o *mountOptions) (*mountPlan, error) {
-	store, err := storePath(o.store)
+	_, facts, err := inspectStore(o.store)
 	if err != nil {
 		return nil, err
 	}
-	mountpoint, err := checkMountpoint(o.mountpoint, store, o.nonempty)
+	mountpoint, err := checkMountpoint(o.mountpoint, facts.path, o.nonempty)
 	if err != nil {
 		return nil, err
 	}
-	facts, err := a.trustedStore(ctx, store, o.trust)
-	if err != nil {
+	// Last, for it may ask: nobody should answer before a plain mistake shows.
+	if facts, err = a.trustedStore(ctx, o.store, o.trust); err != nil {
 		return nil, err
 	}
 	p := &mountPlan{

@@ -39,17 +39,11 @@ func newStatusCommand(a *app) *cobra.Command {
 
 // mountStatus is one mount as --json prints it.
 type mountStatus struct {
-	Mountpoint string       `json:"mountpoint"`
-	Store      string       `json:"store"`
-	Options    string       `json:"options"`
-	Status     *mountAnswer `json:"status,omitempty"` // none if the mount does not answer
-	Error      string       `json:"error,omitempty"`
-}
-
-// mountAnswer is what a mount tells about itself.
-type mountAnswer struct {
-	cryptfs.Status
-	PID int `json:"pid,omitempty"` // of the serving process; 0 from a mount that does not tell
+	Mountpoint string          `json:"mountpoint"`
+	Store      string          `json:"store"`
+	Options    string          `json:"options"`
+	Status     *cryptfs.Status `json:"status,omitempty"` // none if the mount does not answer
+	Error      string          `json:"error,omitempty"`
 }
 
 func (a *app) runStatus(ctx context.Context, o statusOptions) error {
@@ -128,12 +122,12 @@ func (a *app) printStatus(m *mountStatus) {
 const statusWait = 5 * time.Second
 
 // readStatus asks the mount for its status, through an extended attribute.
-func readStatus(ctx context.Context, mountpoint string) (*mountAnswer, error) {
+func readStatus(ctx context.Context, mountpoint string) (*cryptfs.Status, error) {
 	text, err := readXattr(ctx, mountpoint, "user.kmsfs.status")
 	if err != nil {
 		return nil, err
 	}
-	s := &mountAnswer{}
+	s := &cryptfs.Status{}
 	if err := json.Unmarshal(text, s); err != nil {
 		return nil, fmt.Errorf("status of %s: %w", mountpoint, err)
 	}

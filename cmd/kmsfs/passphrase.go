@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"syscall"
 
 	"golang.org/x/term"
 )
@@ -81,15 +82,15 @@ func passphraseFromFile(path string) ([]byte, error) {
 
 func passphraseFromFD(fd int) ([]byte, error) {
 	f := os.NewFile(uintptr(fd), fmt.Sprintf("descriptor %d", fd))
-	if f == nil {
-		return nil, usage(fmt.Sprintf("--passphrase-fd %d is no open descriptor", fd), "for example: --passphrase-fd 3 3<FILE")
-	}
 	defer f.Close()
 	return readPassphrase(f, f.Name())
 }
 
 func readPassphrase(r io.Reader, from string) ([]byte, error) {
 	pass, err := readLine(r, maxPassphrase)
+	if errors.Is(err, os.ErrInvalid) || errors.Is(err, syscall.EBADF) {
+		return nil, usage(from+" is not open", "for example: --passphrase-fd 3 3<FILE")
+	}
 	if err != nil {
 		clear(pass)
 		return nil, fail(errNeedPassphrase, fmt.Sprintf("%s: %v", from, err), "its first line must be the passphrase")
@@ -143,6 +144,16 @@ func await[T any](ctx context.Context, f func() (T, error)) (T, error) {
 		var none T
 		return none, ctx.Err()
 	}
+}
+
+// passphraseFailure returns err, or, where a source of a passphrase failed, that
+// failure in its own words: the keyring only knows that it was given none.
+func passphraseFailure(err error) error {
+	var own *cliError
+	if errors.As(err, &own) {
+		return own
+	}
+	return err
 }
 
 var errGivenOnce = errors.New("the passphrase was given once and is not kept")

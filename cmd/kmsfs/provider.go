@@ -57,7 +57,7 @@ func openProviders(ctx context.Context, cfg providerConfig, keys []string, pass 
 			if errors.Is(err, keyring.ErrNoFile) {
 				err = fail(err, "there is no keyring file at "+cfg.Keyring, "give the file that the store was made with: --keyring FILE")
 			}
-			return nil, err
+			return nil, passphraseFailure(err)
 		}
 		p.keyring, p.Mux.Keyring = k, k
 	}
