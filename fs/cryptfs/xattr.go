@@ -164,7 +164,9 @@ func (v *Volume) Removexattr(ctx context.Context, n *Node, name string) error {
 	return v.attrsOf(n, func(a backing.Attrs) error { return a.Remove(sealed) })
 }
 
-// Listxattr returns the names of a node's attributes.
+// Listxattr returns the names of a node's attributes. The virtual ones are not
+// among them: whatever copies attributes would copy them, or try to remove
+// them from its copy.
 func (v *Volume) Listxattr(ctx context.Context, n *Node) ([]string, error) {
 	var raw []string
 	err := v.attrsOf(n, func(a backing.Attrs) (err error) { raw, err = a.List(); return err })
@@ -192,9 +194,6 @@ func (v *Volume) Listxattr(ctx context.Context, n *Node) ([]string, error) {
 		default:
 			out = append(out, name)
 		}
-	}
-	if n.typ == unix.S_IFREG {
-		out = append(out, classAttr, keyAttr, idAttr)
 	}
 	return out, nil
 }
