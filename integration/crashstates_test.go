@@ -1,0 +1,148 @@
+package integration
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"testing"
+
+	"github.com/kmsfs/kmsfs/crypto/envelope"
+	"github.com/kmsfs/kmsfs/crypto/fault"
+)
+
+// crash makes the store as it would be if the process died now, in place of
+// the present one. The volume stays open on the old one.
+func (s *formatStore) crash() {
+	s.t.Helper()
+	dir := s.t.TempDir() + "/crashed"
+	if out, err := exec.Command("cp", "-a", s.dir, dir).CombinedOutput(); err != nil {
+		s.t.Fatalf("cp: %v: %s", err, out)
+	}
+	s.dir = dir
+}
+
+// F-34
+func TestCrashWhileAppending(t *testing.T) {
+	for _, p := range []envelope.Placement{envelope.Prefix, envelope.Xattr, envelope.Sidecar} {
+		t.Run(p.String(), func(t *testing.T) {
+			s := newFormatStore(t, p)
+			data := noise(8*formatChunk+7, 1)
+			_, h := s.put(s.v.Root(), "file", data[:formatChunk+1])
+			for _, part := range [][2]int64{{formatChunk + 1, 5 * formatChunk}, {5 * formatChunk, int64(len(data))}} {
+				if _, err := h.WriteAt(data[part[0]:part[1]], part[0], false); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s.crash()
+			base := int(p.Base(1024))
+			editFile(t, s.body(), func(b []byte) []byte { return b[:base+6*formatSlot+100] }) // a torn chunk
+			h.Release()
+			s.close()
+			s.open()
+			if got, err := s.read("file"); err != nil || !bytes.Equal(got, data[:6*formatChunk]) {
+				t.Errorf("%d bytes, %v, want %d", len(got), err, 6*formatChunk)
+			}
+			if got := s.v.Status().Counters.Repairs; got != 1 {
+				t.Errorf("%d repairs, want 1", got)
+			}
+			s.close()
+			s.open()
+			if got := s.v.Status().Counters.Repairs; got != 0 {
+				t.Errorf("%d repairs at the second mount", got)
+			}
+		})
+	}
+}
+
+// F-30 F-31 F-35
+func TestFilesThatARepairMustNotCut(t *testing.T) {
+	for name, tt := range map[string]func(s *formatStore, b []byte) []byte{
+		"less than the fsync promised": func(_ *formatStore, b []byte) []byte { return b[:1024+2*formatSlot] },
+		"entry forged": func(s *formatStore, b []byte) []byte {
+			editFile(s.t, s.dir+"/.kmsfs/writing", func(l []byte) []byte { l[47] = 1; return l })
+			return b[:1024+2*formatSlot]
+		},
+		"not in the list": func(s *formatStore, b []byte) []byte {
+			editFile(s.t, s.dir+"/.kmsfs/writing", func([]byte) []byte { return nil })
+			return b[:1024+2*formatSlot]
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newFormatStore(t, envelope.Prefix)
+			_, h := s.put(s.v.Root(), "file", noise(3*formatChunk, 1))
+			if err := h.Fsync(false); err != nil {
+				t.Fatal(err)
+			}
+			s.crash()
+			body := s.body()
+			editFile(t, body, func(b []byte) []byte { return tt(s, b) })
+			cut, err := os.ReadFile(body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			h.Release()
+			s.close()
+			s.open()
+			if _, err := s.read("file"); fault.Of(err) != fault.Integrity {
+				t.Errorf("read: got %v, want an integrity failure", err)
+			}
+			if b, err := os.ReadFile(body); err != nil || !bytes.Equal(b, cut) {
+				t.Errorf("the file was changed: %d bytes, %v", len(b), err)
+			}
+		})
+	}
+}
+
+// F-32 F-33 F-34
+func TestCrashWhileReplacing(t *testing.T) {
+	s := newFormatStore(t, envelope.Prefix)
+	old, changed := noise(3*formatChunk, 1), noise(formatChunk, 2)
+	_, h := s.put(s.v.Root(), "file", old)
+	before, err := os.ReadFile(s.body())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.WriteAt(changed, formatChunk, false); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	after := append(bytes.Clone(old[:formatChunk]), changed...)
+	after = append(after, old[2*formatChunk:]...)
+	live, v := s.dir, s.v
+	for name, tt := range map[string]struct {
+		halves bool // the slot has half of the replacement
+		redo   func(b []byte) []byte
+		want   []byte
+	}{
+		"half replaced":          {true, func(b []byte) []byte { return b }, after},
+		"all replaced":           {false, func(b []byte) []byte { return append(b, "of a longer record"...) }, after},
+		"record torn, not begun": {false, func(b []byte) []byte { return b[:len(b)/2] }, old},
+		"MAC wrong, not begun":   {false, func(b []byte) []byte { b[100] ^= 1; return b }, old},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s.t, s.dir = t, live
+			s.crash()
+			editFile(t, s.dir+"/.kmsfs/redo.0", tt.redo)
+			editFile(t, s.body(), func(b []byte) []byte {
+				if bytes.Equal(tt.want, old) {
+					return before
+				}
+				if tt.halves {
+					copy(b[1024+formatSlot+100:], before[1024+formatSlot+100:])
+				}
+				return b
+			})
+			s.open()
+			defer s.close()
+			if got, err := s.read("file"); err != nil || !bytes.Equal(got, tt.want) {
+				t.Errorf("%d bytes, %v; as wanted: %v", len(got), err, bytes.Equal(got, tt.want))
+			}
+		})
+	}
+	h.Release()
+	if err := v.Close(); err != nil {
+		t.Error(err)
+	}
+}
