@@ -39,6 +39,7 @@ func TestKnownStoresRoundTrip(t *testing.T) {
 	}
 }
 
+// F-44
 func TestParseKnownStoresIsStrict(t *testing.T) {
 	good := `{"id":"` + idA + `","keys":{"general":["keyring:g"]},"path":"/s","time":"2026-01-02T03:04:05Z"}`
 	file := func(lines ...string) string { return knownStoresHeader + "\n" + strings.Join(lines, "\n") + "\n" }
@@ -150,6 +151,7 @@ func TestPinStore(t *testing.T) {
 	}
 }
 
+// F-44
 func TestKnownStoresFileOfOthersIsRefused(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "known")
 	if err := os.WriteFile(path, []byte(knownStoresHeader+"\n"), 0o600); err != nil {

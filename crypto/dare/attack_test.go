@@ -38,6 +38,8 @@ func moveNonce(pkg []byte, from, to uint32) []byte {
 // TestMovedChunk is the attack that the key per chunk exists for: with one key
 // per file and the index as sequence number, whoever moves a chunk and fixes up
 // its stored nonce has it accepted.
+//
+// F-4
 func TestMovedChunk(t *testing.T) {
 	const from, to = 3, 9
 	plain := pattern(chunk4k)
@@ -79,6 +81,8 @@ func TestMovedChunk(t *testing.T) {
 }
 
 // TestCutAtChunkBoundary: what a cut, or an extension, leaves at the end.
+//
+// F-4
 func TestCutAtChunkBoundary(t *testing.T) {
 	c := newCodec(t, 1, dare.AES256GCM, chunk4k)
 	plain := pattern(chunk4k)
@@ -119,6 +123,8 @@ func TestEveryBit(t *testing.T) {
 
 // TestOtherStreams: valid streams of sio, under the right chunk key, that are
 // not what Seal makes.
+//
+// F-3
 func TestOtherStreams(t *testing.T) {
 	c := newCodec(t, 1, dare.AES256GCM, chunk4k)
 	key, err := c.ChunkKey(0, true)
@@ -170,6 +176,8 @@ func TestOtherStreams(t *testing.T) {
 }
 
 // TestFreshNonce: two seals of one plaintext share no nonce and no ciphertext.
+//
+// F-5
 func TestFreshNonce(t *testing.T) {
 	c := newCodec(t, 1, dare.AES256GCM, chunk4k)
 	seen := map[string]bool{}

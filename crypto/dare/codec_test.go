@@ -86,6 +86,7 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
+// F-4
 func TestChunkKeyIsHKDF(t *testing.T) {
 	c := newCodec(t, 1, dare.AES256GCM, chunk4k)
 	seen := map[string]bool{}
@@ -146,6 +147,7 @@ func TestBuffers(t *testing.T) {
 	}
 }
 
+// F-2
 func TestArguments(t *testing.T) {
 	prk := keymem.Random(32)
 	defer prk.Wipe()

@@ -25,6 +25,6 @@
 // fixed up; with a key per position it opens nowhere else, and a middle chunk
 // is not accepted as the last one after a cut.
 //
-// The format is in docs/format.md, section "Chunks"; the vectors in
+// The format is in docs/format.md, section 3; the vectors in
 // testdata/vectors hold it in place.
 package dare

@@ -9,6 +9,7 @@ import (
 	"github.com/kmsfs/kmsfs/crypto/fault"
 )
 
+// F-6 F-7
 func TestGeometryWorkedSizes(t *testing.T) {
 	g := dare.Geometry{ChunkSize: 32 << 10, Base: 1024}
 	for _, tc := range []struct {
@@ -58,6 +59,7 @@ func TestChunkLen(t *testing.T) {
 	}
 }
 
+// F-8
 func TestImpossibleSizes(t *testing.T) {
 	g := dare.Geometry{ChunkSize: 4096, Base: 512}
 	for _, tc := range []struct {

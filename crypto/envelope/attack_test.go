@@ -13,6 +13,7 @@ import (
 
 // What someone who can write the store tries; see the threat model.
 
+// F-13
 func TestEveryBitOfTheFixedPartIsAuthenticated(t *testing.T) {
 	b := newBench(t, envelope.Options{})
 	h := b.create()
@@ -49,6 +50,7 @@ func TestEveryBitOfTheFixedPartIsAuthenticated(t *testing.T) {
 	}
 }
 
+// F-14
 func TestForeignKeyIsRejectedWithoutACall(t *testing.T) {
 	b := newBench(t, envelope.Options{})
 	file := envelope.NewID()
@@ -272,6 +274,7 @@ func TestIntegrityFailureDoesNotTryTheNextRecipient(t *testing.T) {
 	wantCalls(t, "damaged first recipient", b.svc.count("Decrypt", keyB), 0)
 }
 
+// F-15
 func TestHeaderCausesBoundedCalls(t *testing.T) {
 	b := newBench(t, envelope.Options{})
 	h := clone(b.create())
@@ -287,6 +290,7 @@ func TestHeaderCausesBoundedCalls(t *testing.T) {
 	wantErr(t, "Encode of nine recipients", err, envelope.ErrDoesNotFit)
 }
 
+// F-14
 func TestReplicaIsCalledByItsAllowedName(t *testing.T) {
 	east, west := "arn:aws:kms:us-east-1:1:key/mrk-1", "arn:aws:kms:us-west-2:1:key/mrk-1"
 	same := func(a, b string) bool { return (a == east || a == west) && (b == east || b == west) }

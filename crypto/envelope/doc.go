@@ -1,7 +1,7 @@
 // Package envelope is the life cycle of data keys: it makes one for a file,
 // writes what unwraps it into the file's header, and gives it back at open.
 //
-// A header block (docs/format.md, "Header") is big endian and zero padded to
+// A header block (docs/format.md, section 4) is big endian and zero padded to
 // its size:
 //
 //	 0  6  magic "kmsfs\0"

@@ -126,6 +126,7 @@ func loadVectors(t testing.TB) []*vector {
 	return out
 }
 
+// F-12
 func TestVectors(t *testing.T) {
 	seen := map[fault.Kind]int{}
 	for _, v := range loadVectors(t) {

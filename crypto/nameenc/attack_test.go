@@ -55,6 +55,7 @@ func TestNameChanged(t *testing.T) {
 	}
 }
 
+// F-37
 func TestNameSpelledOtherwise(t *testing.T) {
 	c := newCipher(t, 1)
 	enc := encrypt(t, c, "secret")
@@ -77,6 +78,8 @@ func TestNameSpelledOtherwise(t *testing.T) {
 
 // TestForgedByKeyHolder: what someone with the key, or a buggy writer, makes is
 // still no directory entry.
+//
+// F-37
 func TestForgedByKeyHolder(t *testing.T) {
 	c := newCipher(t, 1)
 	padded := func(s string) []byte { return append([]byte(s), make([]byte, 16-len(s)%16)...) }

@@ -20,5 +20,5 @@
 //
 // A name opens in its directory only. Targets and attributes are not bound to
 // the object that they belong to: whoever can write the store can swap those of
-// two objects of one class. The format is in docs/format.md, section "Names".
+// two objects of one class. The format is in docs/format.md, section 10.
 package nameenc

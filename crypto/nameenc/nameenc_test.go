@@ -76,6 +76,8 @@ func TestNameRoundTrip(t *testing.T) {
 }
 
 // TestNameIsRFC5297 holds the construction to its parts as documented.
+//
+// F-36
 func TestNameIsRFC5297(t *testing.T) {
 	key, err := hkdf.Expand(sha256.New, testKey(1), "kmsfs v1 name", 64)
 	if err != nil {
@@ -95,6 +97,7 @@ func TestNameIsRFC5297(t *testing.T) {
 	}
 }
 
+// F-36
 func TestCheckName(t *testing.T) {
 	for _, name := range names {
 		if err := nameenc.CheckName(name); err != nil {
@@ -118,6 +121,7 @@ func TestCheckName(t *testing.T) {
 	}
 }
 
+// F-38
 func TestLongNames(t *testing.T) {
 	c := newCipher(t, 1)
 	for n := 1; n <= nameenc.MaxName; n++ {
@@ -138,6 +142,7 @@ func TestLongNames(t *testing.T) {
 	}
 }
 
+// F-39
 func TestTargets(t *testing.T) {
 	c := newCipher(t, 1)
 	for _, target := range []string{"a", "..", "/", "../x/y", "\xff", strings.Repeat("t", 16), strings.Repeat("t", nameenc.MaxTarget)} {
@@ -173,6 +178,7 @@ func TestTargets(t *testing.T) {
 	}
 }
 
+// F-40
 func TestAttributes(t *testing.T) {
 	c := newCipher(t, 1)
 	for _, name := range []string{"x", "mime_type", "a/b", strings.Repeat("n", nameenc.MaxAttrName)} {

@@ -104,6 +104,7 @@ func (v vector) parse() (*contents, *keymem.Key, error) {
 	return c, key, err
 }
 
+// F-42 F-43
 func TestVectors(t *testing.T) {
 	if *update {
 		writeVectors(t)
