@@ -126,7 +126,7 @@ func (v *Volume) Create(ctx context.Context, dir *Node, name string, flags int, 
 		sec.wipe()
 		return nil, nil, Attr{}, err
 	}
-	f, err := v.attach(n, disk, true, sec, 0, nil)
+	f, err := v.attach(n, &opener{disk: disk, writable: true, sec: sec})
 	if err != nil {
 		v.Forget(n, 1)
 		return nil, nil, Attr{}, err
@@ -150,7 +150,7 @@ func (v *Volume) Tmpfile(ctx context.Context, dir *Node, flags int, mode uint32,
 		return nil, nil, Attr{}, err
 	}
 	n := v.nodes.intern(st, nil, "", "", dir.dirClass())
-	f, err := v.attach(n, disk, true, sec, 0, dir)
+	f, err := v.attach(n, &opener{disk: disk, writable: true, sec: sec, home: dir})
 	if err != nil {
 		v.Forget(n, 1)
 		return nil, nil, Attr{}, err

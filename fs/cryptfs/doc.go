@@ -3,8 +3,8 @@
 // services, and a policy. It knows no FUSE; fs/fusefs translates for the
 // kernel, and the command line uses it without a mount.
 //
-// Lock order: nodeTable.mu, Node.mu, the chunkfile's own, openFile.mu,
-// Volume.ns, Node.linksMu, dirCache.mu, journal.mu. With Volume.ns held, an
+// Lock order: Node.opening, the chunkfile's own, openFile.mu, Volume.ns,
+// nodeTable.mu, Node.mu, Node.linksMu, dirCache.mu, journal.mu. With Volume.ns held, an
 // open file is only asked what it answers without waiting. No key service is
 // called with any of them held.
 //

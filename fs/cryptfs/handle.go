@@ -2,6 +2,7 @@ package cryptfs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -9,6 +10,7 @@ import (
 
 	"github.com/kmsfs/kmsfs/crypto/fault"
 	"github.com/kmsfs/kmsfs/fs/backing"
+	"github.com/kmsfs/kmsfs/fs/chunkfile"
 )
 
 // Handle is an open regular file. It is safe for concurrent use until Release.
@@ -54,10 +56,7 @@ func (v *Volume) open(ctx context.Context, n *Node, m openMode) (*Handle, error)
 			return nil, err
 		}
 	}
-	f, err := v.join(n, write)
-	if f == nil && err == nil {
-		f, err = v.openStored(ctx, n, m)
-	}
+	f, err := v.get(ctx, n, m)
 	if err != nil {
 		return nil, err
 	}
@@ -89,61 +88,85 @@ func (v *Volume) mayWrite(ctx context.Context, n *Node) error {
 }
 
 // join takes one more handle of a file that is open in a way that will do; nil
-// if it is not.
-func (v *Volume) join(n *Node, write bool) (*openFile, error) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if f := n.file; f != nil && (!write || f.writable.Load() && f.keyed.Load()) {
-		f.handles++
-		return f, nil
+// if it is not. gen is for attach.
+func (v *Volume) join(n *Node, write bool) (f *openFile, gen uint64) {
+	n.opening.Lock()
+	defer n.opening.Unlock()
+	if f := n.openFile(); f != nil && (!write || f.writable.Load() && f.keyed.Load()) {
+		n.handles++
+		return f, n.gen
 	}
-	return nil, nil
+	return nil, n.gen
+}
+
+// openTries bounds how often an open looks again because somebody else changed
+// the file meanwhile.
+const openTries = 100
+
+// get returns a node's open file with one handle more, opening the store file
+// if need be.
+func (v *Volume) get(ctx context.Context, n *Node, m openMode) (*openFile, error) {
+	err := errChanged
+	for range openTries {
+		f, gen := v.join(n, m.write || m.cut)
+		if f != nil {
+			return f, nil
+		}
+		if f, err = v.openStored(ctx, n, m, gen); !errors.Is(err, errChanged) {
+			return f, err
+		}
+	}
+	return nil, errors.Join(unix.EBUSY, err)
 }
 
 // openStored opens the store file and gets its key. The key service is asked
 // before anything is changed: a file that is to be cut keeps its contents if
 // there is no key for the new ones.
-func (v *Volume) openStored(ctx context.Context, n *Node, m openMode) (*openFile, error) {
-	write := m.write || m.cut
-	disk, st, block, err := v.openDisk(n, write, !m.cut)
+func (v *Volume) openStored(ctx context.Context, n *Node, m openMode, gen uint64) (*openFile, error) {
+	o := &opener{writable: m.write || m.cut, gen: gen}
+	disk, st, block, err := v.openDisk(n, o.writable, !m.cut)
 	if err != nil {
-		return nil, err
+		return nil, v.changedSince(n, gen, err)
 	}
-	var sec secrets
+	o.disk, o.size, o.cut = disk, st.Size, m.cut && st.Size > 0
 	switch {
 	case block != nil:
-		sec, err = v.unwrap(ctx, n.class, block)
-	case write && m.write:
-		sec, err = v.newKey(ctx, n.class)
-	}
-	size := st.Size
-	if err == nil && m.cut && size > 0 && n.openFile() == nil {
-		size, err = 0, v.cutDisk(n, disk, st)
+		o.sec, err = v.unwrap(ctx, n.class, block)
+	case m.write:
+		o.sec, err = v.newKey(ctx, n.class)
 	}
 	if err != nil {
-		sec.wipe()
-		_ = disk.Close()
-		return nil, err
+		o.drop()
+		return nil, v.changedSince(n, gen, err)
 	}
-	return v.attach(n, disk, write, sec, size, nil)
+	return v.attach(n, o)
+}
+
+// changedSince replaces damage that was seen in a file while somebody else was
+// writing it.
+func (v *Volume) changedSince(n *Node, gen uint64, err error) error {
+	if !chunkfile.IsDamage(err) {
+		return err
+	}
+	n.opening.Lock()
+	defer n.opening.Unlock()
+	if n.gen != gen || n.openFile() != nil {
+		return errChanged
+	}
+	return err
 }
 
 // cutDisk cuts a store file that nobody has open to nothing.
-func (v *Volume) cutDisk(n *Node, disk *backing.File, st backing.Stat) error {
+func (v *Volume) cutDisk(n *Node, disk *backing.File) error {
 	v.ns.RLock()
 	defer v.ns.RUnlock()
-	l, named := n.where()
-	if !named {
-		return disk.Truncate(0)
-	}
-	dir, err := v.use(l.parent)
-	if err != nil {
-		return err
-	}
-	defer dir.release()
-	side, err := v.sidecarOf(dir.Dir, l.entry, st)
-	if err != nil {
-		return err
+	side := ""
+	if b := make([]byte, idLen); v.place.sidecar(b) != "" {
+		k, err := disk.ReadAt(b, 0)
+		if err != nil {
+			return err
+		}
+		side = v.place.sidecar(b[:k])
 	}
 	if err := disk.Truncate(0); err != nil || side == "" {
 		return err

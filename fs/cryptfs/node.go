@@ -18,6 +18,12 @@ type Node struct {
 	typ  uint32 // S_IFMT bits
 	refs int64  // guarded by nodeTable.mu; a link to a parent holds one of the parent's
 
+	// opening is held while the open file comes and goes, so that who opens it
+	// next sees it as the last one left it. handles and gen are guarded by it.
+	opening sync.Mutex
+	handles int
+	gen     uint64 // goes up whenever the store file may have changed
+
 	mu    sync.Mutex
 	class *class // of the file's directory; for a directory, of the directory that it is in
 	file  *openFile

@@ -157,31 +157,65 @@ func (v *Volume) spots(n, home *Node) *spot {
 	return s
 }
 
+// errChanged means that the store file is not what was looked at any more.
+var errChanged = errors.New("cryptfs: file changed while it was opened")
+
+// opener is what attach needs of somebody who opened a store file.
+type opener struct {
+	disk     *backing.File
+	writable bool
+	sec      secrets
+	size     int64  // of the store file
+	home     *Node  // for an unnamed file
+	gen      uint64 // Node.gen from before disk was looked at
+	cut      bool   // cut the store file to nothing, if nobody has it open
+}
+
+// drop lets go of what the opener holds.
+func (o *opener) drop() {
+	o.sec.wipe()
+	_ = o.disk.Close() // nothing was written through it
+}
+
 // attach gives a node its open file, or takes the one that is there by now. The
-// handle count goes up by one. On every way the arguments are used or released.
-func (v *Volume) attach(n *Node, disk *backing.File, writable bool, sec secrets, size int64, home *Node) (*openFile, error) {
-	n.mu.Lock()
-	if f := n.file; f != nil {
-		f.handles++
-		n.mu.Unlock()
-		return f, f.join(disk, writable, sec)
+// handle count goes up by one. Whatever happens, the opener is used up;
+// errChanged says to look again.
+func (v *Volume) attach(n *Node, o *opener) (*openFile, error) {
+	n.opening.Lock()
+	defer n.opening.Unlock()
+	if f := n.openFile(); f != nil {
+		n.handles++
+		f.join(o.disk, o.writable, o.sec)
+		return f, nil
 	}
-	defer n.mu.Unlock()
-	f := &openFile{v: v, n: n, class: n.class, home: home, secrets: sec, slot: -1, handles: 1}
-	f.disk.Store(disk)
-	f.writable.Store(writable)
-	f.keyed.Store(sec.key != nil)
-	cf, err := chunkfile.Open(chunkfile.Config{
-		Disk: disk, Geo: n.class.geo, Codec: sec.codec, Owner: f, Size: size,
-		Sparse: sec.header != nil && sec.header.Sparse,
-	})
+	err := error(nil)
+	switch {
+	case o.cut:
+		n.gen++
+		o.size, err = 0, v.cutDisk(n, o.disk)
+	case n.gen != o.gen:
+		err = errChanged
+	}
 	if err != nil {
-		sec.wipe()
-		_ = disk.Close()
+		o.drop()
 		return nil, err
 	}
-	f.cf = cf
+	f := &openFile{v: v, n: n, class: n.class, home: o.home, secrets: o.sec, slot: -1}
+	f.disk.Store(o.disk)
+	f.writable.Store(o.writable)
+	f.keyed.Store(o.sec.key != nil)
+	f.cf, err = chunkfile.Open(chunkfile.Config{
+		Disk: o.disk, Geo: n.class.geo, Codec: o.sec.codec, Owner: f, Size: o.size,
+		Sparse: o.sec.header != nil && o.sec.header.Sparse,
+	})
+	if err != nil {
+		o.drop()
+		return nil, err
+	}
+	n.handles = 1
+	n.mu.Lock()
 	n.file = f
+	n.mu.Unlock()
 	v.files.Lock()
 	v.files.open[f] = struct{}{}
 	v.files.Unlock()
@@ -190,7 +224,7 @@ func (v *Volume) attach(n *Node, disk *backing.File, writable bool, sec secrets,
 
 // join adds a second opener's descriptor and key to an open file, where it
 // lacks them.
-func (f *openFile) join(disk *backing.File, writable bool, sec secrets) error {
+func (f *openFile) join(disk *backing.File, writable bool, sec secrets) {
 	f.joining.Lock()
 	defer f.joining.Unlock()
 	needDisk := writable && !f.writable.Load()
@@ -210,33 +244,32 @@ func (f *openFile) join(disk *backing.File, writable bool, sec secrets) error {
 		f.writable.Store(f.writable.Load() || needDisk)
 		f.keyed.Store(f.keyed.Load() || needKey)
 	}
-	if needDisk {
-		return nil
+	if !needDisk {
+		_ = disk.Close() // nothing was written through it
 	}
-	return disk.Close()
 }
 
 // closeHandle lets go of one handle; the last one writes out and wipes.
 func (v *Volume) closeHandle(f *openFile) error {
-	f.n.mu.Lock()
-	f.handles--
-	lastOne := f.handles == 0
-	f.n.mu.Unlock()
-	if !lastOne {
+	n := f.n
+	n.opening.Lock()
+	defer n.opening.Unlock()
+	if n.openFile() != f { // the volume was closed meanwhile
+		return nil
+	}
+	n.handles--
+	if n.handles > 0 {
 		return nil
 	}
 	return f.finish()
 }
 
-// finish writes out and closes, unless somebody opened the file again.
+// finish writes out and closes. n.opening is held.
 func (f *openFile) finish() error {
-	err := f.cf.Flush()
 	v, n := f.v, f.n
+	err := f.cf.Flush()
+	n.gen++
 	n.mu.Lock()
-	if n.file != f || (f.handles > 0 && !v.closed.Load()) {
-		n.mu.Unlock()
-		return err
-	}
 	n.file = nil
 	n.mu.Unlock()
 	_, named := n.where()

@@ -225,9 +225,13 @@ func (v *Volume) Close() error {
 	v.stopped.Wait()
 	var first error
 	for _, f := range v.openFiles() {
-		if err := f.finish(); err != nil && first == nil {
-			first = err
+		f.n.opening.Lock()
+		if f.n.openFile() == f {
+			if err := f.finish(); err != nil && first == nil {
+				first = err
+			}
 		}
+		f.n.opening.Unlock()
 	}
 	v.release()
 	return first
