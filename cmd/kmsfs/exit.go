@@ -53,7 +53,7 @@ var sentinelOutcomes = []struct {
 	{cryptfs.ErrKeyInUse, outcome{exitFailure, "keep the key in the policy, behind the new one"}},
 	{fusefs.ErrNoFuse, outcome{exitNoFUSE, noFUSEHint}},
 	{fusefs.ErrOption, outcome{exitUsage, "kmsfs mount --help names the -o options"}},
-	{fusefs.ErrRefused, outcome{exitFailure, "--allow-other needs user_allow_other in /etc/fuse.conf; the mountpoint must be yours"}},
+	{fusefs.ErrRefused, outcome{exitFailure, "--allow-other needs user_allow_other in /etc/fuse.conf; the mountpoint must be yours; the log file has the words of fusermount3"}},
 	{errNotTrusted, outcome{exitUntrusted, "if you know this store, give --trust; kmsfs policy show STORE prints its keys"}},
 	{errKnownStores, outcome{exitUntrusted, "repair the known-stores file, or move it away and trust your stores again"}},
 	{errNoFUSE, outcome{exitNoFUSE, noFUSEHint}},
@@ -120,6 +120,9 @@ func explain(err error) (code int, text, hint string) {
 		return remote.Code, remote.Text, remote.Hint
 	}
 	o := outcomeOf(err)
+	if o.code == exitInterrupted {
+		return o.code, "interrupted", ""
+	}
 	return o.code, err.Error(), hintOf(err, o.hint)
 }
 

@@ -112,11 +112,15 @@ func (a *app) promptPassphrase(ctx context.Context, prompt string) ([]byte, erro
 	if err != nil {
 		return nil, fmt.Errorf("terminal: %w", err)
 	}
+	defer func() { _ = term.Restore(fd, before) }()
+	// Before the prompt: whoever types as soon as it shows must not be echoed.
+	if err := echoOff(fd); err != nil {
+		return nil, fmt.Errorf("terminal: %w", err)
+	}
 	_, _ = fmt.Fprint(a.stderr, prompt)
 	pass, err := await(ctx, func() ([]byte, error) { return term.ReadPassword(fd) })
 	_, _ = fmt.Fprintln(a.stderr)
 	if err != nil {
-		_ = term.Restore(fd, before)
 		return nil, fmt.Errorf("reading the passphrase: %w", err)
 	}
 	if len(pass) == 0 {

@@ -1,0 +1,107 @@
+package main
+
+import (
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// listenNotify returns the socket that a service manager would hold.
+func listenNotify(t *testing.T, name string) *net.UnixConn {
+	t.Helper()
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
+func receive(t *testing.T, conn *net.UnixConn) string {
+	t.Helper()
+	b := make([]byte, 1024)
+	n, err := conn.Read(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b[:n])
+}
+
+func TestNotify(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "notify")
+	conn := listenNotify(t, path)
+	t.Setenv("NOTIFY_SOCKET", path)
+	if err := sdNotify("READY=1"); err != nil {
+		t.Fatal(err)
+	}
+	if got := receive(t, conn); got != "READY=1" {
+		t.Errorf("got %q", got)
+	}
+	abstract := "kmsfs-test-" + filepath.Base(filepath.Dir(path)) + filepath.Base(t.TempDir())
+	conn = listenNotify(t, "\x00"+abstract)
+	t.Setenv("NOTIFY_SOCKET", "@"+abstract)
+	if err := sdNotify("STOPPING=1"); err != nil {
+		t.Fatal(err)
+	}
+	if got := receive(t, conn); got != "STOPPING=1" {
+		t.Errorf("got %q", got)
+	}
+	t.Setenv("NOTIFY_SOCKET", filepath.Join(t.TempDir(), "none"))
+	if err := sdNotify("READY=1"); err == nil {
+		t.Error("nobody listens, and that is no error")
+	}
+	t.Setenv("NOTIFY_SOCKET", "")
+	if err := sdNotify("READY=1"); err != nil {
+		t.Errorf("without a service manager: %v", err)
+	}
+}
+
+// TestServiceOfTypeNotify runs a mount as systemd does.
+func TestServiceOfTypeNotify(t *testing.T) {
+	if ok, err := condition("fuse"); err != nil {
+		t.Fatal(err)
+	} else if !ok {
+		t.Skip("mounting takes root and /dev/fuse")
+	}
+	home := testHome(t)
+	store, mountpoint := filepath.Join(home, "s"), filepath.Join(home, "m")
+	if err := os.Mkdir(mountpoint, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("kmsfs", "init", store).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	conn := listenNotify(t, filepath.Join(home, "notify"))
+	cmd := exec.Command("kmsfs", "mount", "--foreground", store, mountpoint)
+	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+filepath.Join(home, "notify"))
+	var log strings.Builder
+	cmd.Stderr = &log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if got := receive(t, conn); !strings.HasPrefix(got, "READY=1\n") {
+		t.Errorf("got %q, want READY=1", got)
+	}
+	if err := os.WriteFile(filepath.Join(mountpoint, "x"), []byte("x"), 0o644); err != nil {
+		t.Errorf("READY=1, but: %v", err)
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if got := receive(t, conn); got != "STOPPING=1" {
+		t.Errorf("got %q, want STOPPING=1", got)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("%v: %s", err, log.String())
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(filepath.Join(mountpoint, "x"), &st); err != unix.ENOENT {
+		t.Errorf("after the end: %v", err)
+	}
+}
