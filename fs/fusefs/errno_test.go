@@ -21,6 +21,7 @@ import (
 	"github.com/kmsfs/kmsfs/crypto/keywrap"
 )
 
+// S-42
 func TestEveryKindHasARow(t *testing.T) {
 	for _, kind := range fault.Kinds() {
 		r, ok := rows[kind]
@@ -41,6 +42,7 @@ func TestEveryKindHasARow(t *testing.T) {
 	}
 }
 
+// S-42
 func TestTranslate(t *testing.T) {
 	unreachable := &keywrap.CallError{Op: "Decrypt", Key: "keyring:k",
 		Err: errors.Join(keywrap.ErrUnavailable, syscall.ECONNREFUSED)}

@@ -44,6 +44,7 @@ func openDir(t *testing.T, path string) int {
 	return fd
 }
 
+// S-28
 func TestReadDirRewindAndDots(t *testing.T) {
 	m := mountStore(t, newStore(t, layouts[0]), Options{})
 	dir := m.path("d")
@@ -73,6 +74,8 @@ func TestReadDirRewindAndDots(t *testing.T) {
 
 // TestReadDirWhileEntriesVanish: whoever lists and deletes at the same time
 // (rm -r) sees every name once and no error.
+//
+// S-28
 func TestReadDirWhileEntriesVanish(t *testing.T) {
 	m := mountStore(t, newStore(t, layouts[0]), Options{})
 	const files = 2000
@@ -131,6 +134,7 @@ func TestReadDirPlus(t *testing.T) {
 	}
 }
 
+// S-23
 func TestRenameFlags(t *testing.T) {
 	m := mountStore(t, newStore(t, layouts[0]), Options{})
 	must(t, os.WriteFile(m.path("a"), []byte("a"), 0o600))

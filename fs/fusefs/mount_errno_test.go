@@ -46,6 +46,7 @@ func (l *logLines) requireLine(t *testing.T, words ...string) {
 	t.Errorf("no log line has all of %q:\n%s", words, l)
 }
 
+// S-1 S-9 S-42
 func TestKeyErrors(t *testing.T) {
 	m := mountStore(t, newTwoClassStore(t), Options{})
 	must(t, os.Mkdir(m.path("phi"), 0o700))
@@ -92,6 +93,7 @@ func TestKeyErrors(t *testing.T) {
 	}
 }
 
+// S-24 S-25
 func TestClassBoundary(t *testing.T) {
 	m := mountStore(t, newTwoClassStore(t), Options{})
 	must(t, os.Mkdir(m.path("phi"), 0o700))
@@ -111,6 +113,7 @@ func TestClassBoundary(t *testing.T) {
 	m.log.requireLine(t, "op=rename", "errno=EBUSY")
 }
 
+// S-1 S-10
 func TestForgedChunk(t *testing.T) {
 	m := mountStore(t, newStore(t, layouts[0]), Options{})
 	file := m.path("secret-plan")
@@ -174,6 +177,8 @@ func (p *stuckProvider) Decrypt(ctx context.Context, w keywrap.Wrapped, ec keywr
 
 // TestKillWhileTheKeyServiceHangs: a process that waits for the key service
 // can be killed, though not by the first signal that comes along.
+//
+// S-43
 func TestKillWhileTheKeyServiceHangs(t *testing.T) {
 	s := newTwoClassStore(t)
 	p := &stuckProvider{Provider: s.keys, called: make(chan struct{}, 1), stuck: make(chan struct{})}

@@ -27,6 +27,7 @@ func stat(t *testing.T, path string) unix.Stat_t {
 	return st
 }
 
+// S-37
 func TestWriteBySomeUserClearsSetuid(t *testing.T) {
 	m := mountStore(t, newStore(t, layouts[0]), Options{AllowOther: true})
 	m.openTo(t)
@@ -71,6 +72,7 @@ func acl(entries ...[3]uint32) []byte {
 var groupACL = acl([3]uint32{0x01, 7, ^uint32(0)}, [3]uint32{0x04, 5, ^uint32(0)},
 	[3]uint32{0x08, 7, 815}, [3]uint32{0x10, 7, ^uint32(0)}, [3]uint32{0x20, 0, ^uint32(0)})
 
+// S-34 S-41
 func TestACL(t *testing.T) {
 	m := mountStore(t, newStore(t, layouts[0]), Options{AllowOther: true})
 	m.openTo(t)
@@ -98,6 +100,7 @@ func TestACL(t *testing.T) {
 	}
 }
 
+// S-34
 func TestSettingACLClearsSetgidOfForeignGroup(t *testing.T) {
 	m := mountStore(t, newStore(t, layouts[0]), Options{AllowOther: true})
 	m.openTo(t)
@@ -111,6 +114,7 @@ func TestSettingACLClearsSetgidOfForeignGroup(t *testing.T) {
 	}
 }
 
+// S-31
 func TestXattrSizes(t *testing.T) {
 	m := mountStore(t, newStore(t, layouts[0]), Options{})
 	file := m.path("file")
@@ -138,6 +142,7 @@ func TestXattrSizes(t *testing.T) {
 	}
 }
 
+// S-35
 func TestTimesAndBirth(t *testing.T) {
 	m := mountStore(t, newStore(t, layouts[0]), Options{})
 	file := m.path("file")
@@ -159,6 +164,8 @@ func TestTimesAndBirth(t *testing.T) {
 }
 
 // TestSpecialFiles: the mount of root has neither nodev nor nosuid.
+//
+// S-39
 func TestSpecialFiles(t *testing.T) {
 	m := mountStore(t, newStore(t, layouts[0]), Options{})
 	const zero = 1<<8 | 5
@@ -186,6 +193,7 @@ func TestSpecialFiles(t *testing.T) {
 	}
 }
 
+// S-6
 func TestTmpfileAndLink(t *testing.T) {
 	m := mountStore(t, newStore(t, layouts[0]), Options{})
 	fd, err := unix.Open(m.dir, unix.O_TMPFILE|unix.O_RDWR, 0o640)
@@ -214,6 +222,8 @@ func fstat(t *testing.T, fd int) unix.Stat_t {
 
 // TestHardLinkAliases: what happens under one name shows under the other at
 // once, in spite of the long attribute times.
+//
+// S-26
 func TestHardLinkAliases(t *testing.T) {
 	m := mountStore(t, newStore(t, layouts[0]), Options{})
 	a, b := m.path("a"), m.path("b")
@@ -239,6 +249,7 @@ func TestHardLinkAliases(t *testing.T) {
 	check("unlinked", 1, 1)
 }
 
+// S-17
 func TestOverwriteThroughCachedPages(t *testing.T) {
 	m := mountStore(t, newStore(t, layouts[0]), Options{})
 	file := m.path("file")
@@ -262,6 +273,8 @@ func TestOverwriteThroughCachedPages(t *testing.T) {
 
 // TestSeekSeesWhatWasJustWritten: nothing may sit in the page cache only when
 // cp asks where the data is.
+//
+// S-19
 func TestSeekSeesWhatWasJustWritten(t *testing.T) {
 	m := mountStore(t, newStore(t, layouts[0]), Options{})
 	f, err := os.Create(m.path("file"))
@@ -278,6 +291,7 @@ func TestSeekSeesWhatWasJustWritten(t *testing.T) {
 	}
 }
 
+// S-18 S-19 S-20
 func TestHolesAndCopies(t *testing.T) {
 	m := mountStore(t, newStore(t, layouts[0]), Options{})
 	data := bytes.Repeat([]byte("0123456789abcdef"), 1<<16) // 1 MiB
@@ -316,6 +330,7 @@ func TestHolesAndCopies(t *testing.T) {
 	}
 }
 
+// S-4
 func TestAppendersTakeTurns(t *testing.T) {
 	m := mountStore(t, newStore(t, layouts[0]), Options{})
 	open := func() *os.File {
@@ -337,6 +352,7 @@ func TestAppendersTakeTurns(t *testing.T) {
 	}
 }
 
+// S-40
 func TestLocks(t *testing.T) {
 	m := mountStore(t, newStore(t, layouts[0]), Options{})
 	a, err := os.Create(m.path("file"))
@@ -356,6 +372,7 @@ func TestLocks(t *testing.T) {
 	}
 }
 
+// S-7
 func TestUnlinkedOpenFile(t *testing.T) {
 	m := mountStore(t, newStore(t, layouts[0]), Options{})
 	f, err := os.Create(m.path("file"))
@@ -374,6 +391,7 @@ func TestUnlinkedOpenFile(t *testing.T) {
 	}
 }
 
+// S-14
 func TestSharedMapping(t *testing.T) {
 	m := mountStore(t, newStore(t, layouts[0]), Options{})
 	must(t, os.WriteFile(m.path("file"), bytes.Repeat([]byte("page"), 30_000), 0o600))

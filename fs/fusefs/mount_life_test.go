@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// S-47
 func TestProcMounts(t *testing.T) {
 	s := newStore(t, layouts[0])
 	m := mountStore(t, s, Options{Extra: []string{"nosuid,noexec", "x-systemd.automount"}})
@@ -41,6 +42,7 @@ func TestProcMounts(t *testing.T) {
 	}
 }
 
+// S-44
 func TestReadOnlyMount(t *testing.T) {
 	m := mountStore(t, newStore(t, layouts[0]), Options{})
 	must(t, os.WriteFile(m.path("file"), []byte("x"), 0o600))
@@ -117,6 +119,8 @@ func TestKernelGoesAway(t *testing.T) {
 
 // TestSignalStorm: Go programs interrupt their own system calls all the time;
 // none of them may fail for it.
+//
+// S-43
 func TestSignalStorm(t *testing.T) {
 	for _, l := range layouts {
 		t.Run(l.String(), func(t *testing.T) {
