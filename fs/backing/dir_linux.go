@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -35,11 +36,18 @@ func OpenRoot(path string) (*Dir, error) {
 // Close releases the descriptor.
 func (d *Dir) Close() error { return unix.Close(d.fd) }
 
-// OpenDir opens the directory name in d; a symlink is ENOTDIR or ELOOP.
+// OpenDir opens the directory name in d; a symlink is ENOTDIR or ELOOP. One
+// that may be searched but not read is opened all the same: it can be used for
+// everything but ReadDir and Sync.
 func (d *Dir) OpenDir(name string) (*Dir, error) {
-	fd, err := retryFd(func() (int, error) {
-		return unix.Openat(d.fd, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	})
+	const flags = unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	open := func(how int) (int, error) {
+		return retryFd(func() (int, error) { return unix.Openat(d.fd, name, flags|how, 0) })
+	}
+	fd, err := open(unix.O_RDONLY)
+	if errors.Is(err, unix.EACCES) && name != "." {
+		fd, err = open(unix.O_PATH)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -107,6 +115,11 @@ func (d *Dir) Chmod(name string, mode uint32) error {
 	return unix.Fchmodat(d.fd, name, mode, 0)
 }
 
+// ChmodSelf sets the mode of d, also where it may not be searched.
+func (d *Dir) ChmodSelf(mode uint32) error {
+	return unix.Chmod(strings.TrimSuffix(d.proc, "/"), mode)
+}
+
 // Chown sets owner and group of name itself; -1 leaves one alone.
 func (d *Dir) Chown(name string, uid, gid int) error {
 	return unix.Fchownat(d.fd, name, uid, gid, unix.AT_SYMLINK_NOFOLLOW)
@@ -118,7 +131,18 @@ func (d *Dir) SetTimes(name string, atime, mtime unix.Timespec) error {
 }
 
 // Sync is fsync(2) of the directory.
-func (d *Dir) Sync() error { return unix.Fsync(d.fd) }
+func (d *Dir) Sync() error {
+	err := retry(func() error { return unix.Fsync(d.fd) })
+	if !errors.Is(err, unix.EBADF) {
+		return err
+	}
+	own, err := d.OpenDir(".") // opened when it could not be read
+	if err != nil {
+		return err
+	}
+	defer func() { _ = own.Close() }()
+	return retry(func() error { return unix.Fsync(own.fd) })
+}
 
 // Syncfs writes out the whole file system that the directory is on.
 func (d *Dir) Syncfs() error { return unix.Syncfs(d.fd) }

@@ -303,11 +303,14 @@ func (v *Volume) buildDir(parent *Node, d *backing.Dir, tmp string, rec []byte, 
 // name: its own files, then itself. One with anything else in it stays.
 func removeDir(d *backing.Dir, name string) {
 	if sub, err := d.OpenDir(name); err == nil {
-		_ = sub.Each(func(e backing.Entry) bool {
-			if isInternal(e.Name) {
-				_ = sub.Unlink(e.Name)
-			}
-			return true
+		_ = lifted(sub, func() (err error) {
+			eerr := sub.Each(func(e backing.Entry) bool {
+				if isInternal(e.Name) {
+					err = sub.Unlink(e.Name)
+				}
+				return err == nil
+			})
+			return errors.Join(eerr, err)
 		})
 		_ = sub.Close()
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/kmsfs/kmsfs/crypto/nameenc"
 	"github.com/kmsfs/kmsfs/fs/backing"
+	"github.com/kmsfs/kmsfs/fs/record"
 )
 
 // dirState is what the volume knows of a directory. Guarded by Node.mu, except
@@ -187,7 +188,9 @@ func (v *Volume) load(ctx context.Context, n *Node) (*nameenc.Cipher, error) {
 		v.ns.RUnlock()
 		return nil, err
 	}
-	d, second, err := readDirRecord(ref.Dir)
+	var d *record.Dir
+	var second bool
+	err = lifted(ref.Dir, func() (err error) { d, second, err = readDirRecord(ref.Dir); return err })
 	ref.release()
 	if err == nil {
 		if cl = v.classes[d.Class]; cl == nil {

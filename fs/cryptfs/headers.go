@@ -75,7 +75,20 @@ func (xattrPlace) read(disk *backing.File, _ []*backing.Dir) ([]byte, error) {
 }
 
 func (xattrPlace) write(disk *backing.File, _ []*backing.Dir, _ envelope.ID, block []byte) ([]byte, error) {
-	return nil, disk.Attrs().Set(headerAttr, block, 0)
+	err := disk.Attrs().Set(headerAttr, block, 0)
+	if !errors.Is(err, unix.EACCES) {
+		return nil, err
+	}
+	// The mode keeps out even an owner who has the file open: see openEntry.
+	st, serr := disk.Stat()
+	if serr != nil || disk.Chmod(st.Mode&0o7777|0o600) != nil {
+		return nil, err
+	}
+	err = disk.Attrs().Set(headerAttr, block, 0)
+	if cerr := disk.Chmod(st.Mode & 0o7777); err == nil {
+		err = cerr
+	}
+	return nil, err
 }
 
 func (xattrPlace) sync([]*backing.Dir, envelope.ID) error { return nil }
@@ -130,10 +143,10 @@ func (p sidecarPlace) write(_ *backing.File, dirs []*backing.Dir, id envelope.ID
 	for _, d := range dirs {
 		var err error
 		if first == nil {
-			err = d.WriteNew(name, block, 0o600, false)
+			err = lifted(d, func() error { return d.WriteNew(name, block, 0o600, false) })
 			first = d
 		} else {
-			err = first.Link(name, d, name)
+			err = lifted(d, func() error { return first.Link(name, d, name) })
 		}
 		if err != nil && !errors.Is(err, unix.EEXIST) {
 			return nil, err

@@ -118,6 +118,25 @@ func (v *Volume) openEntry(dir *backing.Dir, entry string, flags int) (*backing.
 	return f, err
 }
 
+// lifted calls f, and once more with the directory's owner let in if its mode
+// keeps out an owner who is not root. The mode is for the mount's users; the
+// store's own files in the directory have to be read and written all the same.
+func lifted(d *backing.Dir, f func() error) error {
+	err := f()
+	if !errors.Is(err, unix.EACCES) {
+		return err
+	}
+	st, serr := d.Stat("")
+	if serr != nil || int(st.Uid) != os.Geteuid() || st.Mode&0o700 == 0o700 || d.ChmodSelf(st.Mode&0o7777|0o700) != nil {
+		return err
+	}
+	err = f()
+	if cerr := d.ChmodSelf(st.Mode & 0o7777); err == nil {
+		err = cerr
+	}
+	return err
+}
+
 // spot is a file's place in the store while an operation looks at it.
 type spot struct {
 	refs []*dirRef

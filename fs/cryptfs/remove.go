@@ -61,9 +61,11 @@ func checkEmpty(d *backing.Dir, entry string) error {
 	}
 	defer func() { _ = sub.Close() }()
 	empty := true
-	err = sub.Each(func(e backing.Entry) bool {
-		empty = isInternal(e.Name)
-		return empty
+	err = lifted(sub, func() error {
+		return sub.Each(func(e backing.Entry) bool {
+			empty = isInternal(e.Name)
+			return empty
+		})
 	})
 	if err == nil && !empty {
 		return unix.ENOTEMPTY

@@ -225,7 +225,7 @@ func (v *Volume) syncRecord(n *Node) error {
 	if err := f.Sync(); err != nil {
 		return err
 	}
-	if err := ref.Sync(); err != nil {
+	if err := lifted(ref.Dir, ref.Sync); err != nil {
 		return err
 	}
 	n.mu.Lock()

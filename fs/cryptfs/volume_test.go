@@ -5,6 +5,9 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"os"
+	"os/exec"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -142,5 +145,84 @@ func smoke(t *testing.T, p envelope.Placement, names classify.NameMode) {
 	}
 	if err := v.Close(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestOrdinaryUser runs itself as somebody who is not root, whom modes keep out
+// of their own files: the store's records must still be read and written.
+func TestOrdinaryUser(t *testing.T) {
+	if os.Geteuid() == 0 {
+		cmd := exec.Command(os.Args[0], "-test.run=^TestOrdinaryUser$", "-test.v")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+		dir, err := os.MkdirTemp("/tmp", "kmsfs-user-")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = os.RemoveAll(dir) })
+		if err := os.Chmod(dir, 0o777); err != nil {
+			t.Fatal(err)
+		}
+		bin := dir + "/test" // the built test may lie where only root looks
+		if b, err := os.ReadFile(os.Args[0]); err != nil || os.WriteFile(bin, b, 0o755) != nil {
+			t.Fatal(err)
+		}
+		cmd.Path, cmd.Dir, cmd.Env = bin, dir, append(os.Environ(), "TMPDIR="+dir)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		return
+	}
+	for _, p := range everyPlace {
+		t.Run(p.String(), func(t *testing.T) { ordinaryUser(t, p) })
+	}
+}
+
+func ordinaryUser(t *testing.T, p envelope.Placement) {
+	ctx := t.Context()
+	dir, prov, _ := testStore(t, p, classify.NamesEncrypted)
+	v := openStore(t, dir, prov)
+	chmod := func(n *Node, mode uint32) {
+		t.Helper()
+		if _, err := v.Setattr(ctx, n, SetAttr{Mode: &mode}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, mode := range []uint32{0o700, 0o500, 0o300, 0o100, 0o400, 0} {
+		sub, _, err := v.Mkdir(ctx, v.Root(), "sub", 0o700, Caller{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, h, _, err := v.Create(ctx, sub, "f", unix.O_RDWR, mode, Caller{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.Release()
+		chmod(sub, mode|0o100) // without x the kernel lets nobody in
+		v.dirs.remove(sub)
+		if h, err = v.Open(ctx, n, unix.O_WRONLY, false); err != nil {
+			t.Fatalf("mode %o: %v", mode, err)
+		}
+		if _, err := h.WriteAt([]byte("text"), 0, false); err != nil {
+			t.Fatal(err)
+		}
+		if err := h.Fsync(false); err != nil {
+			t.Fatalf("mode %o: fsync: %v", mode, err)
+		}
+		h.Release()
+		chmod(sub, 0o700)
+		if err := v.Unlink(ctx, sub, "f"); err != nil {
+			t.Fatal(err)
+		}
+		chmod(sub, mode)
+		v.dirs.remove(sub)
+		if err := v.Rmdir(ctx, v.Root(), "sub"); err != nil {
+			t.Fatalf("mode %o: rmdir: %v", mode, err)
+		}
+		v.Forget(n, 1)
+		v.Forget(sub, 1)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 2 {
+		t.Errorf("left in the store: %v %v", entries, err)
 	}
 }

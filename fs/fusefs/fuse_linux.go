@@ -15,7 +15,8 @@ import (
 func checkFuse() error {
 	const device = "/dev/fuse"
 	if os.Geteuid() != 0 {
-		if _, err := os.Stat(device); err != nil {
+		// fusermount3 opens the device with its caller's rights.
+		if err := unix.Access(device, unix.R_OK|unix.W_OK); err != nil {
 			return noDevice(err)
 		}
 		if _, err := fusermount(); err != nil {
@@ -42,7 +43,7 @@ func fusermount() (string, error) {
 
 func noDevice(err error) error {
 	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
-		return fmt.Errorf("/dev/fuse may not be opened (in a container, pass --device /dev/fuse and --cap-add SYS_ADMIN): %w", ErrNoFuse)
+		return fmt.Errorf("/dev/fuse may not be opened (chmod 666 /dev/fuse; in a container, pass --device /dev/fuse and --cap-add SYS_ADMIN): %w", ErrNoFuse)
 	}
 	return fmt.Errorf("/dev/fuse: %w (modprobe fuse; in a container, pass --device /dev/fuse): %w", err, ErrNoFuse)
 }
