@@ -162,6 +162,8 @@ func TestRenameFlags(t *testing.T) {
 
 // TestAbsentNames: the kernel remembers that a name does not exist, and
 // forgets it when the name appears by any call.
+//
+// S-21
 func TestAbsentNames(t *testing.T) {
 	m := mountStore(t, newStore(t, layouts[0]), Options{})
 	must(t, os.WriteFile(m.path("file"), nil, 0o600))

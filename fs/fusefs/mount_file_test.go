@@ -223,7 +223,7 @@ func fstat(t *testing.T, fd int) unix.Stat_t {
 // TestHardLinkAliases: what happens under one name shows under the other at
 // once, in spite of the long attribute times.
 //
-// S-26
+// S-26 S-21
 func TestHardLinkAliases(t *testing.T) {
 	m := mountStore(t, newStore(t, layouts[0]), Options{})
 	a, b := m.path("a"), m.path("b")

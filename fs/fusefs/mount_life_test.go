@@ -56,6 +56,7 @@ func TestReadOnlyMount(t *testing.T) {
 	}
 }
 
+// S-16
 func TestUnmountWhileInUse(t *testing.T) {
 	m := mountStore(t, newStore(t, layouts[0]), Options{})
 	f, err := os.Create(m.path("file"))
@@ -88,6 +89,8 @@ func TestUnmountByOthers(t *testing.T) {
 
 // TestKernelGoesAway: after an abort nobody releases the open files but us,
 // and what was written is there at the next mount.
+//
+// S-16
 func TestKernelGoesAway(t *testing.T) {
 	for _, l := range layouts {
 		t.Run(l.String(), func(t *testing.T) {

@@ -84,7 +84,7 @@ func mountStore(t *testing.T, s *testStore, o Options) *mounted {
 		if t.Failed() {
 			t.Logf("log of the mount:\n%s", m.log)
 		}
-		requireNothingLeft(t, descriptors, goroutines)
+		requireNothingLeft(t, m.dir, descriptors, goroutines)
 	})
 	return m
 }
@@ -139,9 +139,9 @@ func openDescriptors(t *testing.T) []string {
 	return open
 }
 
-func requireNothingLeft(t *testing.T, descriptors []string, goroutines int) {
+func requireNothingLeft(t *testing.T, dir string, descriptors []string, goroutines int) {
 	t.Helper()
-	if mounts, err := os.ReadFile("/proc/self/mounts"); err != nil || strings.Contains(string(mounts), t.Name()) {
+	if mounts, err := os.ReadFile("/proc/self/mounts"); err != nil || strings.Contains(string(mounts), " "+dir+" ") {
 		t.Errorf("a mount is left: %v\n%s", err, mounts)
 	}
 	// Goroutines and descriptors end a moment after what they served.
