@@ -2,7 +2,6 @@ package cryptfs
 
 import (
 	"context"
-	"fmt"
 
 	"golang.org/x/sys/unix"
 
@@ -125,7 +124,7 @@ func (d *DirHandle) Rewind(ctx context.Context) error {
 // again.
 func (v *Volume) LookupEntry(ctx context.Context, dir *Node, e DirEntry) (*Node, Attr, error) {
 	if e.entry == "" {
-		return nil, Attr{}, fmt.Errorf("%q: %w", e.Name, unix.EINVAL)
+		return nil, Attr{}, unix.EINVAL // "." and ".."
 	}
 	return v.lookupEntry(dir, e.entry, e.Name)
 }
