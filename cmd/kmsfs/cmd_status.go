@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -25,7 +26,8 @@ func newStatusCommand(a *app) *cobra.Command {
 		Short: "Show mounts with their classes, keys, cache and counters",
 		Example: `  kmsfs status
   kmsfs status --json ~/plain | jq .mounts[0].status.classes`,
-		Args: operands("[MOUNTPOINT]"),
+		Args:              operands("[MOUNTPOINT]"),
+		ValidArgsFunction: completeMountpoints,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				o.mountpoint = args[0]
@@ -35,6 +37,24 @@ func newStatusCommand(a *app) *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&o.json, "json", false, "print JSON")
 	return cmd
+}
+
+// completeMountpoints gives the shell the mountpoints to choose from.
+func completeMountpoints(_ *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	mounts, err := kmsfsMounts()
+	if err != nil || len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var out []cobra.Completion
+	for _, m := range mounts {
+		if strings.HasPrefix(m.Mountpoint, prefix) {
+			out = append(out, m.Mountpoint)
+		}
+	}
+	if len(out) == 0 { // a relative path, for example
+		return nil, cobra.ShellCompDirectiveFilterDirs
+	}
+	return out, cobra.ShellCompDirectiveNoFileComp
 }
 
 // mountStatus is one mount as --json prints it.

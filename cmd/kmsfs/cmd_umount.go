@@ -29,7 +29,8 @@ func newUmountCommand(a *app) *cobra.Command {
 store, wiped its keys and unlocked the store.`,
 		Example: `  kmsfs umount ~/plain
   kmsfs umount --lazy ~/plain     # detach now, although it is in use`,
-		Args: operands("MOUNTPOINT"),
+		Args:              operands("MOUNTPOINT"),
+		ValidArgsFunction: completeMountpoints,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.mountpoint = args[0]
 			return a.runUmount(cmd.Context(), o)
