@@ -135,7 +135,8 @@ func inode(t *testing.T, path string) uint64 {
 func (s *victimStore) locate(inos map[uint64]string) {
 	s.t.Helper()
 	err := filepath.WalkDir(s.dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || strings.HasPrefix(d.Name(), ".kmsfs") && !d.IsDir() {
+		own := strings.HasPrefix(d.Name(), ".kmsfs") && !strings.HasPrefix(d.Name(), ".kmsfs.l.")
+		if err != nil || own && !d.IsDir() {
 			return err
 		}
 		if name, ok := inos[inode(s.t, path)]; ok {
@@ -423,7 +424,18 @@ func fsck(t *testing.T, h *rig.Home, store string, want int) *fsckReport {
 	return r
 }
 
-// kind returns the kind of the problem that fsck found with a file, "" if none.
+// has reports whether fsck found a problem of that kind with exactly that file.
+func (r *fsckReport) has(rel, kind string) bool {
+	for _, p := range r.Problems {
+		if p.Path == rel && p.Kind == kind {
+			return true
+		}
+	}
+	return false
+}
+
+// kind returns the kind of the first problem that fsck found with a file, or in
+// a directory; "" if there is none.
 func (r *fsckReport) kind(rel string) string {
 	for _, p := range r.Problems {
 		if p.Path == rel || strings.HasPrefix(p.Path, rel+"/") {
