@@ -269,7 +269,7 @@ func (v *Volume) truncate(ctx context.Context, n *Node, size int64) error {
 	if n.typ != unix.S_IFREG {
 		return unix.EINVAL
 	}
-	h, err := v.open(ctx, n, openMode{write: true, cut: size == 0})
+	h, err := v.open(ctx, n, openMode{write: size != 0, cut: size == 0})
 	if err != nil {
 		return err
 	}
