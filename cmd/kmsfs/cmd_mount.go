@@ -50,7 +50,6 @@ refused; see kmsfs known-stores accept.`,
 	f.BoolVar(&o.readOnly, "read-only", false, "mount read-only; the store may be mounted elsewhere")
 	f.BoolVar(&o.allowOther, "allow-other", false, "let other users use the mount")
 	f.BoolVar(&o.trust, "trust", false, "accept a store that is new to this machine, with the keys it names")
-	f.BoolVar(&o.debug, "debug", false, "log every request, plaintext names included")
 	f.StringVar(&o.logFile, "log-file", "", "log to `FILE` (default $XDG_STATE_HOME/kmsfs/STORE-ID.log, in the foreground standard error)")
 	f.StringVar(&o.pidFile, "pid-file", "", "write the serving process's id to `FILE` while the mount lasts")
 	f.StringArrayVarP(&options, "options", "o", nil, "mount `OPTIONS` as in fstab: ro, allow_other, nosuid, keyring=FILE, …")
@@ -69,7 +68,6 @@ type mountPlan struct {
 	PassFile    string              `json:"passphrase_file"`
 	ReadOnly    bool                `json:"read_only"`
 	AllowOther  bool                `json:"allow_other"`
-	Debug       bool                `json:"debug"`
 	Options     []string            `json:"options"`
 	PidFile     string              `json:"pid_file"`
 	LogFormat   string              `json:"log_format"`
@@ -124,14 +122,11 @@ func (a *app) planMount(ctx context.Context, o *mountOptions) (*mountPlan, error
 	}
 	p := &mountPlan{
 		Store: facts.path, ID: facts.id, Keys: facts.keys, Mountpoint: mountpoint,
-		ReadOnly: o.readOnly, AllowOther: o.allowOther, Debug: o.debug, Options: o.passthrough,
+		ReadOnly: o.readOnly, AllowOther: o.allowOther, Options: o.passthrough,
 		LogFormat: a.global.logFormat, LogLevel: a.global.logLevel,
 	}
 	if p.LogLevel == "" {
 		p.LogLevel = "info"
-	}
-	if o.debug {
-		p.LogLevel = "debug"
 	}
 	if p.Provider, err = a.global.providerConfig(); err != nil {
 		return nil, err

@@ -15,7 +15,6 @@ type mountOptions struct {
 	allowOther  bool
 	trust       bool
 	nonempty    bool
-	debug       bool
 	logFile     string
 	pidFile     string
 	passthrough []string // -o options for the kernel
@@ -95,8 +94,6 @@ func (o *mountOptions) switchOption(name string) (*bool, bool) {
 		return &o.nonempty, true
 	case "foreground":
 		return &o.foreground, true
-	case "debug":
-		return &o.debug, true
 	}
 	return nil, false
 }

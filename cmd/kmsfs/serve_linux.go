@@ -39,7 +39,7 @@ func serveMount(ctx context.Context, p *mountPlan, pass func() ([]byte, error), 
 	// a memory limit would make it thrash where millions of inodes are known.
 	debug.FreeOSMemory()
 	server, err := fusefs.Mount(v.Volume, p.Mountpoint, fusefs.Options{
-		AllowOther: p.AllowOther, ReadOnly: p.ReadOnly, Extra: p.Options, Debug: p.Debug, Log: log,
+		AllowOther: p.AllowOther, ReadOnly: p.ReadOnly, Extra: p.Options, Log: log,
 	})
 	if err != nil {
 		return err

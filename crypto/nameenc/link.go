@@ -5,16 +5,21 @@ import (
 	"strings"
 )
 
-const (
-	// MaxTarget is the longest symlink target that can be encrypted, in bytes.
-	MaxTarget = maxStoredTarget*3/4 - nonceLen - sivLen
-	// maxStoredTarget is the longest symlink target of Linux (PATH_MAX - 1).
-	maxStoredTarget = 4095
-)
+// MaxTarget is the longest symlink target of Linux (PATH_MAX - 1), in bytes. A
+// ciphertext of more than that many characters is no symlink's target: see
+// IsLongTarget.
+const MaxTarget = 4095
+
+// IsLongTarget reports whether an encrypted target is too long to be one in the
+// store: beyond 3,039 bytes of plaintext.
+func IsLongTarget(enc string) bool { return len(enc) > MaxTarget }
+
+// MaxStoredTarget is the longest encrypted target, in characters.
+const MaxStoredTarget = (MaxTarget + nonceLen + sivLen + 2) / 3 * 4
 
 // EncryptTarget encrypts a symlink's target, differently at each call. It
-// answers ErrTooLong beyond MaxTarget bytes, where the result would have more
-// than 4095 characters, and ErrName for "" and for a target with NUL.
+// answers ErrTooLong beyond MaxTarget bytes, and ErrName for "" and for a target
+// with NUL.
 func (c *Cipher) EncryptTarget(target string) (string, error) {
 	if len(target) > MaxTarget {
 		return "", fmt.Errorf("target of %d bytes: %w", len(target), ErrTooLong)

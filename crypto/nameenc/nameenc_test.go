@@ -145,13 +145,13 @@ func TestLongNames(t *testing.T) {
 // F-39
 func TestTargets(t *testing.T) {
 	c := newCipher(t, 1)
-	for _, target := range []string{"a", "..", "/", "../x/y", "\xff", strings.Repeat("t", 16), strings.Repeat("t", nameenc.MaxTarget)} {
+	for _, target := range []string{"a", "..", "/", "../x/y", "\xff", strings.Repeat("t", 16), strings.Repeat("t", 3039), strings.Repeat("t", 3040), strings.Repeat("t", nameenc.MaxTarget)} {
 		enc, err := c.EncryptTarget(target)
 		if err != nil {
 			t.Fatalf("%d bytes: %v", len(target), err)
 		}
-		if len(enc) > 4095 {
-			t.Errorf("%d characters", len(enc))
+		if len(enc) > nameenc.MaxStoredTarget || nameenc.IsLongTarget(enc) != (len(target) > 3039) {
+			t.Errorf("%d characters for %d bytes", len(enc), len(target))
 		}
 		if again, _ := c.EncryptTarget(target); again == enc {
 			t.Error("two encryptions are equal")
@@ -171,7 +171,7 @@ func TestTargets(t *testing.T) {
 			t.Errorf("EncryptTarget(%q): %v, want %v", bad, err, nameenc.ErrName)
 		}
 	}
-	for _, n := range []int{-1, 0, 1, 42, 43, 45, 4096, 1 << 30} { // 45 is 1 mod 4: no base64
+	for _, n := range []int{-1, 0, 1, 42, 43, 45, 5504, 1 << 30} { // 45 is 1 mod 4: no base64
 		if got, ok := nameenc.TargetLen(n); ok {
 			t.Errorf("TargetLen(%d) = %d", n, got)
 		}

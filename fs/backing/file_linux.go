@@ -122,6 +122,16 @@ func (f *File) SetTimes(atime, mtime unix.Timespec) error {
 	return unix.UtimesNanoAt(unix.AT_FDCWD, f.path(), []unix.Timespec{atime, mtime}, 0)
 }
 
+// Reopen opens the same file once more, with other flags; also one that was
+// opened with O_PATH, or has no name left.
+func (f *File) Reopen(flags int) (*File, error) {
+	fd, err := retryFd(func() (int, error) { return unix.Open(f.path(), flags|unix.O_CLOEXEC, 0) })
+	if err != nil {
+		return nil, err
+	}
+	return &File{fd}, nil
+}
+
 // Chmod and Chown act on the open file.
 func (f *File) Chmod(mode uint32) error { return unix.Fchmod(f.fd, mode) }
 

@@ -60,7 +60,9 @@ func (n *Node) attr(st backing.Stat) Attr {
 		a.Size = f.cf.Size()
 		if ts, ok := f.cf.Dirty(); ok {
 			a.Mtime = Time{ts.Sec, uint32(ts.Nsec)}
-			a.Ctime = a.Mtime
+			if a.Ctime.Time().Before(a.Mtime.Time()) {
+				a.Ctime = a.Mtime
+			}
 		}
 	case n.typ == unix.S_IFREG && cl != nil:
 		size, _ := cl.geo.PlainSize(dare.CipherOff(st.Size)) // stat answers even for an impossible size
@@ -92,7 +94,7 @@ func (v *Volume) stat(n *Node) (backing.Stat, error) {
 		return backing.Stat{}, err
 	}
 	defer dir.release()
-	st, err := dir.Stat(l.entry)
+	st, err := lstat(dir.Dir, l.entry)
 	if err == nil && keyOf(st) != n.key {
 		err = unix.ESTALE
 	}
@@ -107,10 +109,13 @@ func (v *Volume) stat(n *Node) (backing.Stat, error) {
 func (n *Node) statOpen() (backing.Stat, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.file == nil {
-		return backing.Stat{}, unix.ESTALE
+	switch {
+	case n.file != nil:
+		return n.file.disk.Load().Stat()
+	case n.ghost != nil:
+		return n.ghost.path.Stat()
 	}
-	return n.file.disk.Load().Stat()
+	return backing.Stat{}, unix.ESTALE
 }
 
 // Getattr tells about a node. It reads no header and calls no key service.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/kmsfs/kmsfs/crypto/dare"
 	"github.com/kmsfs/kmsfs/crypto/envelope"
+	"github.com/kmsfs/kmsfs/crypto/fault"
 	"github.com/kmsfs/kmsfs/crypto/keywrap"
 	"github.com/kmsfs/kmsfs/crypto/nameenc"
 	"github.com/kmsfs/kmsfs/fs/classify"
@@ -23,6 +24,7 @@ type class struct {
 	conf    classify.Class
 	ec      envelope.Class
 	header  *envelope.Header // of the name key
+	spare   *envelope.Header // its second copy; header itself or nil if there is none
 	cipher  *nameenc.Cipher  // nil until the name key was unwrapped
 	failure string           // why it could not be, the last time
 }
@@ -40,12 +42,18 @@ func newClass(name string, conf classify.Class, keys []string, p envelope.Placem
 // is kept for the volume's life, so that listing needs no key service.
 func (v *Volume) names(ctx context.Context, c *class) (*nameenc.Cipher, error) {
 	c.mu.Lock()
-	cipher, header, ec := c.cipher, c.header, c.ec
+	cipher, header, spare, ec := c.cipher, c.header, c.spare, c.ec
 	c.mu.Unlock()
 	if cipher != nil {
 		return cipher, nil
 	}
 	key, err := v.keys.Open(ctx, ec, keywrap.PurposeNames, header)
+	if err != nil && spare != nil && spare != header && fault.Of(err) != fault.KeyUnavailable {
+		if k, serr := v.keys.Open(ctx, ec, keywrap.PurposeNames, spare); serr == nil {
+			v.log.Warn("wrapped name key read from its second copy: run kmsfs fsck --repair", "class", c.name, "error", err)
+			key, err = k, nil
+		}
+	}
 	if err != nil {
 		c.mu.Lock()
 		c.failure = err.Error()

@@ -58,6 +58,7 @@ const (
 	longEntry      = ".kmsfs.l."
 	longName       = ".kmsfs.n."
 	sidecarPrefix  = ".kmsfs.h."
+	targetPrefix   = ".kmsfs.t."
 
 	headerAttr  = "user.kmsfs.header"
 	dirAttr     = "user.kmsfs.dir"

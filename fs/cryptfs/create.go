@@ -86,7 +86,7 @@ func (v *Volume) made(dir *Node, cipher *nameenc.Cipher, name string, make func(
 		dropName(ref.Dir, s.entry)
 		return nil, Attr{}, err
 	}
-	st, err := ref.Stat(s.entry)
+	st, err := lstat(ref.Dir, s.entry)
 	if err != nil {
 		return nil, Attr{}, err
 	}
@@ -196,30 +196,6 @@ func (v *Volume) Mknod(ctx context.Context, dir *Node, name string, mode uint32,
 			return err
 		}
 		err := v.own(d, entry, m, c)
-		if err != nil {
-			_ = d.Unlink(entry)
-		}
-		return err
-	})
-}
-
-// Symlink makes a symbolic link.
-func (v *Volume) Symlink(ctx context.Context, dir *Node, name, target string, c Caller) (*Node, Attr, error) {
-	cipher, err := v.loadForWrite(ctx, dir)
-	if err != nil {
-		return nil, Attr{}, err
-	}
-	raw := target
-	if !dir.dirClass().plain {
-		if raw, err = cipher.EncryptTarget(target); err != nil {
-			return nil, Attr{}, err
-		}
-	}
-	return v.made(dir, cipher, name, func(d *backing.Dir, entry string) error {
-		if err := d.Symlink(raw, entry); err != nil {
-			return err
-		}
-		err := v.own(d, entry, unix.S_IFLNK, c)
 		if err != nil {
 			_ = d.Unlink(entry)
 		}

@@ -281,11 +281,7 @@ func (k *checker) entry(ctx context.Context, d *backing.Dir, at string, e backin
 
 func (k *checker) link(d *backing.Dir, entry, where string, cl *class, cipher *nameenc.Cipher) {
 	k.count(func(r *FsckReport) { r.Others++ }, where)
-	raw, err := d.Readlink(entry)
-	if err == nil && !cl.plain {
-		_, err = cipher.DecryptTarget(raw)
-	}
-	if err != nil {
+	if _, err := readTarget(d, entry, cl, cipher); err != nil {
 		k.failed(where, fmt.Errorf("symlink target: %w", err))
 	}
 }
@@ -394,6 +390,11 @@ func (k *checker) internal(d *backing.Dir, where string, e backing.Entry, owners
 			return
 		}
 		p.What = "sidecar without a file"
+	case strings.HasPrefix(e.Name, targetPrefix):
+		if owners[e.Name] {
+			return
+		}
+		p.What = "target without a symlink"
 	case isTemp(e.Name):
 		p.What = "temporary that a crash left"
 	default:
@@ -414,7 +415,7 @@ func (k *checker) owners(d *backing.Dir, entries []backing.Entry) map[string]boo
 		if hash, long := strings.CutPrefix(e.Name, longEntry); long {
 			out[longName+hash] = true
 		}
-		if isInternal(e.Name) || k.v.place.sidecar(make([]byte, idLen)) == "" {
+		if isInternal(e.Name) {
 			continue
 		}
 		if st, err := d.Stat(e.Name); err == nil {

@@ -190,7 +190,7 @@ func (v *Volume) openDisk(n *Node, write, header bool) (disk *backing.File, st b
 	}
 	l, ok := n.where()
 	if !ok {
-		return nil, st, nil, unix.ESTALE
+		return v.openGhost(n, flags, header)
 	}
 	dir, err := v.use(l.parent)
 	if err != nil {

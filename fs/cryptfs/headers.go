@@ -177,9 +177,17 @@ func (sidecarPlace) sidecar(b []byte) string {
 	return sidecarPrefix + envelope.ID(b[:idLen]).String()
 }
 
-// sidecarOf returns the name of an entry's sidecar, "" if it has none. It reads
-// the beginning of the store file.
+// sidecarOf returns the name of the file that must be beside an entry: a header's
+// sidecar or a long symlink target; "" if there is none. It reads the beginning
+// of the store file, or the link.
 func (v *Volume) sidecarOf(dir *backing.Dir, entry string, st backing.Stat) (string, error) {
+	if isLongLink(st) {
+		raw, err := dir.Readlink(entry)
+		if err != nil || !isTargetFile(raw) {
+			return "", err
+		}
+		return raw, nil
+	}
 	if v.place.sidecar(make([]byte, idLen)) == "" || st.Type() != unix.S_IFREG || st.Size == 0 {
 		return "", nil
 	}

@@ -27,6 +27,7 @@ type Node struct {
 	mu    sync.Mutex
 	class *class // of the file's directory; for a directory, of the directory that it is in
 	file  *openFile
+	ghost *ghost    // set when the last name went and the file was not open
 	dir   *dirState // directories only
 
 	// linksMu is apart from mu, which a file's owner may hold while the file
@@ -186,6 +187,10 @@ func (v *Volume) drop(n *Node, refs int64) {
 	links := n.links
 	n.links = nil
 	n.linksMu.Unlock()
+	n.mu.Lock()
+	v.lay(n.ghost)
+	n.ghost = nil
+	n.mu.Unlock()
 	if n.dir != nil {
 		v.dirs.remove(n)
 	}

@@ -100,7 +100,7 @@ func (v *Volume) keysFor(ctx context.Context, rec *record.Store, c, old *class) 
 		if err != nil {
 			return fmt.Errorf("name key of class %s: %w", c.name, err)
 		}
-		c.header = h
+		c.header, c.spare = h, nil
 		if rec.Keys.Names[c.name], err = h.Encode(size); err != nil {
 			return err
 		}
@@ -144,7 +144,7 @@ func (v *Volume) adopt(rec *record.Store, p *classify.Policy, classes map[string
 			continue
 		}
 		old.mu.Lock()
-		old.conf, old.ec, old.header = c.conf, c.keys(), c.header
+		old.conf, old.ec, old.header, old.spare = c.conf, c.keys(), c.header, nil
 		old.mu.Unlock()
 		next[name] = old
 	}

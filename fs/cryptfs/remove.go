@@ -103,11 +103,14 @@ func (v *Volume) remove(ctx context.Context, dir *Node, name string, do func(ref
 			defer sub.release()
 		}
 	}
+	g := v.raise(n, ref.Dir, s.entry, st)
 	if err := do(ref.Dir, s.entry, st); err != nil {
+		v.lay(g)
 		return err
 	}
 	dropName(ref.Dir, s.entry)
 	if n != nil {
+		v.setGhost(n, g)
 		v.unlink(n, dir, s.entry, st.Nlink <= 1 || n.IsDir())
 	}
 	return nil
@@ -188,9 +191,17 @@ func (r *renaming) run() error {
 	if err := r.before(); err != nil {
 		return err
 	}
+	var g *ghost
+	if other := r.replaced(); other != nil {
+		g = v.raise(other, r.to.ref.Dir, r.to.s.entry, r.to.st)
+	}
 	if err := r.move(); err != nil {
+		v.lay(g)
 		r.undo()
 		return err
+	}
+	if g != nil {
+		v.setGhost(r.replaced(), g)
 	}
 	r.after()
 	return nil
@@ -281,6 +292,15 @@ func (r *renaming) before() error {
 		return linkSidecar(r.to.ref.Dir, r.from.ref.Dir, r.to.car)
 	}
 	return nil
+}
+
+// replaced returns the node of the file that the rename replaces, if there is
+// one and it is known.
+func (r *renaming) replaced() *Node {
+	if !r.to.exists() || r.exchange() {
+		return nil
+	}
+	return r.v.nodes.find(keyOf(r.to.st))
 }
 
 func linkSidecar(from, to *backing.Dir, name string) error {

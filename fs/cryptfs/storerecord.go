@@ -148,10 +148,11 @@ func openStoreKey(ctx context.Context, keys *envelope.Manager, rec *record.Store
 	return keys.Open(ctx, c.keys(), keywrap.PurposeStore, h)
 }
 
-// nameHeader reads a class's wrapped name key: from its own file, else the copy
-// in the store record. Which name key is the right one stands in the record's
-// signed part.
-func nameHeader(meta *backing.Dir, rec *record.Store, l *record.Layout, name string) (*envelope.Header, error) {
+// nameHeaders reads a class's wrapped name key: both copies, its own file's
+// first, as far as they are good. Which name key is the right one stands in the
+// record's signed part; the recipients are outside that, so a copy that looks
+// good may still not open.
+func nameHeaders(meta *backing.Dir, rec *record.Store, l *record.Layout, name string) (out []*envelope.Header, err error) {
 	want, err := hex.DecodeString(rec.Body.Names[name])
 	if err != nil || len(want) != sha256.Size {
 		return nil, fmt.Errorf("name key of class %s: %w", name, ErrRecord)
@@ -168,12 +169,16 @@ func nameHeader(meta *backing.Dir, rec *record.Store, l *record.Layout, name str
 				err = ErrHeader
 			}
 			if err == nil {
-				return h, nil
+				out = append(out, h)
+				continue
 			}
 		}
 		if first == nil {
 			first = fmt.Errorf("name key of class %s: %w", name, err)
 		}
+	}
+	if len(out) > 0 {
+		return out, nil
 	}
 	return nil, first
 }

@@ -5,7 +5,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/kmsfs/kmsfs/crypto/nameenc"
 	"github.com/kmsfs/kmsfs/fs/backing"
 )
 
@@ -41,7 +40,7 @@ func (v *Volume) lookupEntry(dir *Node, entry, name string) (*Node, Attr, error)
 		return nil, Attr{}, err
 	}
 	defer ref.release()
-	st, err := ref.Stat(entry)
+	st, err := lstat(ref.Dir, entry)
 	if err != nil {
 		return nil, Attr{}, err
 	}
@@ -127,51 +126,6 @@ func (v *Volume) LookupEntry(ctx context.Context, dir *Node, e DirEntry) (*Node,
 		return nil, Attr{}, unix.EINVAL // "." and ".."
 	}
 	return v.lookupEntry(dir, e.entry, e.Name)
-}
-
-// Readlink returns a symlink's target.
-func (v *Volume) Readlink(n *Node) (string, error) {
-	if n.typ != unix.S_IFLNK {
-		return "", unix.EINVAL
-	}
-	v.ns.RLock()
-	defer v.ns.RUnlock()
-	l, ok := n.where()
-	if !ok {
-		return "", unix.ESTALE
-	}
-	dir, err := v.use(l.parent)
-	if err != nil {
-		return "", err
-	}
-	defer dir.release()
-	raw, err := dir.Readlink(l.entry)
-	if err != nil {
-		return "", err
-	}
-	n.mu.Lock()
-	cl := n.class
-	n.mu.Unlock()
-	if cl.plain {
-		return raw, nil
-	}
-	cipher, err := cl.unwrapped()
-	if err != nil {
-		return "", err
-	}
-	target, err := cipher.DecryptTarget(raw)
-	return target, v.note(wrapf(err, "symlink %d", n.key.ino))
-}
-
-// unwrapped returns the name cipher of a class that something was looked up in
-// already, so that it is there.
-func (c *class) unwrapped() (*nameenc.Cipher, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.cipher == nil {
-		return nil, unix.EACCES
-	}
-	return c.cipher, nil
 }
 
 // FsyncDir makes a directory's names durable.

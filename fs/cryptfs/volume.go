@@ -52,6 +52,7 @@ type Volume struct {
 		sync.Mutex
 		open map[*openFile]struct{}
 	}
+	ghosts   atomic.Int64
 	space    spaceWatch
 	counters counters
 	stop     chan struct{}
@@ -143,10 +144,12 @@ func (v *Volume) openClasses(ctx context.Context) (*envelope.FileKey, error) {
 		return nil, err
 	}
 	for name, c := range v.classes {
-		if c.header, err = nameHeader(v.meta, v.rec, v.layout, name); err != nil {
+		headers, err := nameHeaders(v.meta, v.rec, v.layout, name)
+		if err != nil {
 			storeKey.Wipe()
 			return nil, err
 		}
+		c.header, c.spare = headers[0], headers[len(headers)-1]
 	}
 	return storeKey, nil
 }

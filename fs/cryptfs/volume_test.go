@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -224,5 +225,90 @@ func ordinaryUser(t *testing.T, p envelope.Placement) {
 	entries, err := os.ReadDir(dir)
 	if err != nil || len(entries) != 2 {
 		t.Errorf("left in the store: %v %v", entries, err)
+	}
+}
+
+// TestLongTargets checks symlinks whose encrypted target does not fit into a
+// symlink: the file that holds it goes where the link goes.
+func TestLongTargets(t *testing.T) {
+	ctx := t.Context()
+	dir, prov, _ := testStore(t, envelope.Prefix, classify.NamesEncrypted)
+	v := openStore(t, dir, prov)
+	sub, _, err := v.Mkdir(ctx, v.Root(), "sub", 0o755, Caller{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, size := range []int{3039, 3040, 4095} {
+		target := strings.Repeat("t", size)
+		n, a, err := v.Symlink(ctx, v.Root(), "link", target, Caller{})
+		if err != nil || a.Size != int64(size) {
+			t.Fatalf("%d bytes: size %d, %v", size, a.Size, err)
+		}
+		if err := v.Rename(ctx, v.Root(), "link", sub, "moved", 0); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := v.Link(ctx, n, v.Root(), "again"); err != nil {
+			t.Fatal(err)
+		}
+		if err := v.Unlink(ctx, sub, "moved"); err != nil {
+			t.Fatal(err)
+		}
+		n, a, err = v.Lookup(ctx, v.Root(), "again")
+		if err != nil || a.Size != int64(size) {
+			t.Fatalf("%d bytes: size %d, %v", size, a.Size, err)
+		}
+		if got, err := v.Readlink(n); err != nil || got != target {
+			t.Errorf("Readlink = %d bytes, %v", len(got), err)
+		}
+		if err := v.Unlink(ctx, v.Root(), "again"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := v.Rmdir(ctx, v.Root(), "sub"); err != nil {
+		t.Fatal(err)
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 2 {
+		t.Errorf("left in the store: %v, %v", entries, err)
+	}
+}
+
+// TestReplacedWhileLookedUp opens a node whose file was replaced after the
+// lookup: it is the old file, not an error.
+func TestReplacedWhileLookedUp(t *testing.T) {
+	for _, p := range everyPlace {
+		ctx := t.Context()
+		dir, prov, _ := testStore(t, p, classify.NamesEncrypted)
+		v := openStore(t, dir, prov)
+		for _, name := range []string{"old", "new"} {
+			n, h, _, err := v.Create(ctx, v.Root(), name, unix.O_RDWR, 0o644, Caller{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := h.WriteAt([]byte(name), 0, false); err != nil {
+				t.Fatal(err)
+			}
+			h.Release()
+			v.Forget(n, 1)
+		}
+		n, _, err := v.Lookup(ctx, v.Root(), "old")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := v.Rename(ctx, v.Root(), "new", v.Root(), "old", 0); err != nil {
+			t.Fatal(err)
+		}
+		h, err := v.Open(ctx, n, unix.O_RDONLY, false)
+		if err != nil {
+			t.Fatalf("%v: %v", p, err)
+		}
+		buf := make([]byte, 10)
+		if k, err := h.ReadAt(buf, 0); err != nil || string(buf[:k]) != "old" {
+			t.Errorf("%v: read %q, %v", p, buf[:k], err)
+		}
+		h.Release()
+		v.Forget(n, 1)
+		if got := v.ghosts.Load(); got != 0 {
+			t.Errorf("%d ghosts left", got)
+		}
 	}
 }

@@ -23,6 +23,4 @@
 // that the kernel copies through the page cache.
 //
 // Log lines hold inode numbers and errors, never a plaintext name or path.
-// The one exception is asked for: Options.Debug traces every request with the
-// names in it.
 package fusefs

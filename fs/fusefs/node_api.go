@@ -43,7 +43,7 @@ func newFileSystem(v *cryptfs.Volume, log *slog.Logger) *fileSystem {
 
 func (f *fileSystem) String() string { return "kmsfs" }
 
-// SetDebug does nothing: Options.Debug is set before the mount.
+// SetDebug does nothing: a trace of requests would have plaintext names in it.
 func (f *fileSystem) SetDebug(bool) {}
 
 // Init does nothing: Mount has everything ready before the first request.

@@ -21,7 +21,6 @@ type Options struct {
 	AllowOther bool         // other users than the one who mounts may use it
 	ReadOnly   bool         // mount read-only, whatever Extra says; so is a volume that was opened read-only
 	Extra      []string     // -o options; see mount(8)
-	Debug      bool         // trace every request, names included, at debug level
 	Log        *slog.Logger // nil: slog.Default()
 }
 
@@ -125,10 +124,6 @@ func (s *Server) Unmount() error {
 }
 
 func mountOptions(store string, args mountArgs, o Options) *fuse.MountOptions {
-	level := slog.LevelWarn
-	if o.Debug {
-		level = slog.LevelDebug
-	}
 	m := &fuse.MountOptions{
 		AllowOther:               args.allowOther,
 		Options:                  append([]string{"default_permissions"}, args.data...),
@@ -136,8 +131,7 @@ func mountOptions(store string, args mountArgs, o Options) *fuse.MountOptions {
 		MaxReadAhead:             maxRequest,
 		FsName:                   store,
 		Name:                     "kmsfs",
-		Debug:                    o.Debug,
-		Logger:                   slog.NewLogLogger(o.Log.Handler(), level),
+		Logger:                   slog.NewLogLogger(o.Log.Handler(), slog.LevelWarn),
 		EnableSymlinkCaching:     true,
 		ExplicitDataCacheControl: true,
 		EnableAcl:                true,
