@@ -71,8 +71,9 @@ func TestThreatRecord(t *testing.T) {
 			}
 		}
 		for what, f := range map[string]func(*record.Store){
-			"patients are general":   policy(`"/patients":"phi"`, `"/patients":"general"`),
-			"a rule less":            policy(`,"/patients":"phi"`, ``),
+			"a bit of the rules":     func(r *record.Store) { r.Body.Rules[20] ^= 1 },
+			"the rules are gone":     func(r *record.Store) { r.Body.Rules = nil },
+			"a rule in plaintext":    policy(`"directories":{}`, `"directories":{"/patients":"general"}`),
 			"the default is another": policy(`"default":"general"`, `"default":"open"`),
 			"names are plain":        policy(`"names":"encrypted"`, `"names":"plain"`),
 			"placement": func(r *record.Store) {

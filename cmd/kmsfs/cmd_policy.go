@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kmsfs/kmsfs/fs/classify"
+	"github.com/kmsfs/kmsfs/fs/cryptfs"
 )
 
 func newPolicyCommand(a *app) *cobra.Command {
@@ -26,8 +27,8 @@ func newPolicyCommand(a *app) *cobra.Command {
 }
 
 type policyShowOptions struct {
-	store string
-	json  bool
+	openOptions
+	json bool
 }
 
 func newPolicyShowCommand(a *app) *cobra.Command {
@@ -36,15 +37,16 @@ func newPolicyShowCommand(a *app) *cobra.Command {
 		Use:   "show STORE",
 		Short: "Print the policy that is in a store",
 		Long: `Print the policy that is in a store, as YAML that kmsfs policy apply takes. STORE
-may be a mountpoint as well. No key is used, so the policy is not verified; a
-mount verifies it.`,
+may be a mountpoint as well. It takes the key of one class: the rules are
+encrypted, and the policy is verified.`,
 		Example: "  kmsfs policy show ~/store > policy.yaml",
 		Args:    operands("STORE"),
-		RunE: func(_ *cobra.Command, args []string) error {
+		RunE: func(cmd *cobra.Command, args []string) error {
 			o.store = args[0]
-			return a.runPolicyShow(o)
+			return a.runPolicyShow(cmd.Context(), o)
 		},
 	}
+	addTrustFlag(cmd, &o.trust)
 	cmd.Flags().BoolVar(&o.json, "json", false, "print JSON, with the keys that aliases stand for")
 	return cmd
 }
@@ -58,25 +60,35 @@ type policyListing struct {
 	Keys     map[string][]string `json:"keys"`
 }
 
-func (a *app) runPolicyShow(o policyShowOptions) error {
+func (a *app) runPolicyShow(ctx context.Context, o policyShowOptions) error {
 	if m, err := findMount(o.store); err == nil {
 		o.store = m.Source
 	}
-	info, facts, err := inspectStore(o.store)
+	info, path, err := a.verifiedInfo(ctx, o.openOptions)
 	if err != nil {
 		return err
 	}
 	if o.json {
-		return a.printJSON(policyListing{facts.path, facts.id, info.Verified, info.Policy.Marshal(), facts.keys})
+		return a.printJSON(policyListing{path, info.ID.String(), info.Verified, info.Policy.Marshal(), info.Keys})
 	}
 	a.printf("%s", info.Policy.YAML())
 	return nil
 }
 
+// verifiedInfo opens a store for a look at its verified record.
+func (a *app) verifiedInfo(ctx context.Context, o openOptions) (*cryptfs.Info, string, error) {
+	o.readOnly = true
+	v, err := a.openStore(ctx, o)
+	if err != nil {
+		return nil, "", err
+	}
+	return v.Info(), v.Path(), v.Close()
+}
+
 type policyCheckOptions struct {
+	openOptions
 	file  string
 	paths []string
-	store string
 	json  bool
 }
 
@@ -85,19 +97,20 @@ func newPolicyCheckCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check FILE [DIR...]",
 		Short: "Check a policy file, and tell which class it gives to directories",
-		Long: `Check a policy file without using any key. With directories (paths of the
-plaintext tree, from its root) print each one's class. With --store print what
-would change in that store, and refuse what it cannot take.`,
+		Long: `Check a policy file. With directories (paths of the plaintext tree, from its
+root) print each one's class. With --store print what would change in that
+store, which takes the key of one of its classes, and refuse what it cannot take.`,
 		Example: `  kmsfs policy check policy.yaml
   kmsfs policy check policy.yaml /patients/scans /tmp
   kmsfs policy check --store ~/store policy.yaml`,
 		Args: operands("FILE", "[DIR...]"),
-		RunE: func(_ *cobra.Command, args []string) error {
+		RunE: func(cmd *cobra.Command, args []string) error {
 			o.file, o.paths = args[0], args[1:]
-			return a.runPolicyCheck(o)
+			return a.runPolicyCheck(cmd.Context(), o)
 		},
 	}
 	cmd.Flags().StringVar(&o.store, "store", "", "compare with the policy in this `STORE`")
+	addTrustFlag(cmd, &o.trust)
 	cmd.Flags().BoolVar(&o.json, "json", false, "print JSON")
 	return cmd
 }
@@ -108,7 +121,7 @@ type policyVerdict struct {
 	Changes []string          `json:"changes"` // against --store
 }
 
-func (a *app) runPolicyCheck(o policyCheckOptions) error {
+func (a *app) runPolicyCheck(ctx context.Context, o policyCheckOptions) error {
 	p, err := a.readPolicy(o.file)
 	if err != nil {
 		return err
@@ -119,7 +132,7 @@ func (a *app) runPolicyCheck(o policyCheckOptions) error {
 		v.Classes[o.paths[i]] = p.ClassOf(o.paths[i])
 	}
 	if o.store != "" {
-		info, _, err := inspectStore(o.store)
+		info, _, err := a.verifiedInfo(ctx, o.openOptions)
 		if err != nil {
 			return err
 		}

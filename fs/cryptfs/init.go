@@ -72,6 +72,7 @@ func initIn(ctx context.Context, c InitConfig, resolved map[string][]string) (*I
 	if err != nil {
 		return nil, err
 	}
+	layout.Policy = b.conf.Policy.Clone()
 	return newInfo(b.rec, layout, true), nil
 }
 
@@ -123,7 +124,7 @@ func (b *builder) makeKeys(ctx context.Context) error {
 	c := b.conf
 	b.rec.Body = record.StoreBody{
 		ID: b.id.String(), Created: time.Now().UTC().Truncate(time.Second), Placement: c.Placement.String(),
-		HeaderSize: c.HeaderSize, Suite: c.Suite.String(), Policy: c.Policy.Marshal(), Keys: b.resolved, Names: map[string]string{},
+		HeaderSize: c.HeaderSize, Suite: c.Suite.String(), Keys: b.resolved, Names: map[string]string{},
 	}
 	b.rec.Keys = record.StoreKeys{Store: map[string][]byte{}, Names: map[string][]byte{}}
 	b.classes = map[string]*class{}
@@ -178,6 +179,9 @@ func (b *builder) makeStoreKey(ctx context.Context) error {
 
 func (b *builder) write(ctx context.Context, root *backing.Dir) error {
 	defer b.storeKey.Wipe()
+	if err := setPolicy(b.rec, b.conf.Policy, b.storeKey); err != nil {
+		return err
+	}
 	if err := signRecord(b.rec, b.storeKey); err != nil {
 		return err
 	}

@@ -41,15 +41,17 @@ func (v *Volume) ApplyPolicy(ctx context.Context, p *classify.Policy) (changes [
 			}
 		}
 	}
-	return changes, v.setPolicy(ctx, p, resolved)
+	return changes, v.writePolicy(ctx, p, resolved)
 }
 
-// setPolicy writes a new store record. The name keys of new classes are in it,
+// writePolicy writes a new store record. The name keys of new classes are in it,
 // and in their files before it is in place.
-func (v *Volume) setPolicy(ctx context.Context, p *classify.Policy, resolved map[string][]string) error {
+func (v *Volume) writePolicy(ctx context.Context, p *classify.Policy, resolved map[string][]string) error {
 	rec := cloneRecord(v.rec)
-	rec.Body.Policy, rec.Body.Keys = p.Marshal(), resolved
-	storeKey, err := openRecord(ctx, v.keys, v.rec, v.layout, v.classes)
+	rec.Body.Keys = resolved
+	old := *v.layout // openRecord puts the old rules into its policy
+	old.Policy = v.policy.Clone()
+	storeKey, err := openRecord(ctx, v.keys, v.rec, &old, v.classes)
 	if err != nil {
 		return err
 	}
@@ -61,6 +63,9 @@ func (v *Volume) setPolicy(ctx context.Context, p *classify.Policy, resolved map
 			return err
 		}
 		classes[name] = c
+	}
+	if err := setPolicy(rec, p, storeKey); err != nil {
+		return err
 	}
 	if err := signRecord(rec, storeKey); err != nil {
 		return err
@@ -196,7 +201,7 @@ func (v *Volume) Classify(ctx context.Context, n *Node, className string) error 
 	if err != nil {
 		return err
 	}
-	if err := v.setPolicy(ctx, p, info.Keys); err != nil {
+	if err := v.writePolicy(ctx, p, info.Keys); err != nil {
 		return err
 	}
 	return v.reclassEmpty(ctx, n, cl, cipher)

@@ -24,7 +24,8 @@ const (
 )
 
 // Inspect reads the record of the store at path. Nothing of it is verified:
-// whoever can write the store can have written it. Errors: ErrNoStore,
+// whoever can write the store can have written it. The policy comes without its
+// rules, which take a key. Errors: ErrNoStore,
 // ErrNewerFormat, record.ErrFormat.
 func Inspect(path string) (*Info, error) {
 	root, err := backing.OpenRoot(path)
@@ -113,8 +114,8 @@ func recordMAC(rec *record.Store, storeKey *envelope.FileKey) (mac [record.MACLe
 	return hmacSum(key, signed), nil
 }
 
-// openRecord unwraps the store key through any class that can, and checks the
-// record with it. The caller owns the key.
+// openRecord unwraps the store key through any class that can, checks the record
+// with it, and decrypts its rules into l.Policy. The caller owns the key.
 func openRecord(ctx context.Context, keys *envelope.Manager, rec *record.Store, l *record.Layout, classes map[string]*class) (*envelope.FileKey, error) {
 	var first error
 	for _, name := range l.Policy.Names() {
@@ -123,6 +124,9 @@ func openRecord(ctx context.Context, keys *envelope.Manager, rec *record.Store, 
 			mac, err := recordMAC(rec, key)
 			if err == nil && !hmac.Equal(mac[:], rec.MAC[:]) {
 				err = ErrRecord
+			}
+			if err == nil {
+				err = getRules(rec, l.Policy, key)
 			}
 			if err != nil {
 				key.Wipe()

@@ -312,3 +312,32 @@ func TestReplacedWhileLookedUp(t *testing.T) {
 		}
 	}
 }
+
+// TestRulesAreEncrypted looks for the rules' paths in the store record, and for
+// the rules after a remount and a change.
+func TestRulesAreEncrypted(t *testing.T) {
+	dir, prov, info := testStore(t, envelope.Prefix, classify.NamesEncrypted)
+	v := openStore(t, dir, prov)
+	p, err := info.Policy.WithRule("/billing records", "phi")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := v.ApplyPolicy(t.Context(), p); err != nil {
+		t.Fatal(err)
+	}
+	if err := v.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(dir + "/.kmsfs/store")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{"patients", "billing"} {
+		if bytes.Contains(b, []byte(path)) {
+			t.Errorf("%q is in the store record", path)
+		}
+	}
+	if got := openStore(t, dir, prov).Info().Policy.Directories; len(got) != 2 || got["/billing records"] != "phi" {
+		t.Errorf("rules after a remount: %v", got)
+	}
+}

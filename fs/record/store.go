@@ -38,7 +38,8 @@ type StoreBody struct {
 	Placement  string              `json:"placement"`
 	HeaderSize int                 `json:"header_size"` // bytes
 	Suite      string              `json:"suite"`
-	Policy     json.RawMessage     `json:"policy"` // classify.Policy, as its Marshal writes it
+	Policy     json.RawMessage     `json:"policy"` // classify.Policy without its rules, as its Marshal writes it
+	Rules      []byte              `json:"rules"`  // the rules, encrypted: they hold plaintext paths
 	Keys       map[string][]string `json:"keys"`   // class -> key URIs, aliases resolved; the first makes data keys
 	Names      map[string]string   `json:"names"`  // class -> commitment of its name key, in hexadecimal
 }
@@ -122,7 +123,7 @@ type Layout struct {
 	Placement  envelope.Placement
 	HeaderSize int
 	Suite      dare.Suite
-	Policy     *classify.Policy
+	Policy     *classify.Policy // without rules, until those are decrypted
 }
 
 // Layout checks the body's values against each other; errors are ErrFormat.
@@ -143,6 +144,9 @@ func (s *Store) Layout() (*Layout, error) {
 	}
 	if l.Policy, err = classify.Parse(s.Body.Policy); err != nil {
 		return bad("policy", err)
+	}
+	if len(l.Policy.Directories) > 0 {
+		return nil, fmt.Errorf("store record: rules in plaintext: %w", ErrFormat)
 	}
 	l.HeaderSize = s.Body.HeaderSize
 	if !HeaderSizeOK(l.HeaderSize) {
