@@ -144,9 +144,6 @@ func (d *Dir) Sync() error {
 	return retry(func() error { return unix.Fsync(own.fd) })
 }
 
-// Syncfs writes out the whole file system that the directory is on.
-func (d *Dir) Syncfs() error { return unix.Syncfs(d.fd) }
-
 // Statfs is fstatfs(2).
 func (d *Dir) Statfs() (st unix.Statfs_t, err error) {
 	err = retry(func() error { return unix.Fstatfs(d.fd, &st) })

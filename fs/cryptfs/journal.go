@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -176,8 +177,15 @@ func (j *journal) pending(slot int, id envelope.ID) ([]record.Op, error) {
 	return ops, nil
 }
 
-// reset empties the list if nothing is in it.
+// reset empties the list if nothing is in it, and clears away what belonged to
+// entries of before, and temporaries.
 func (j *journal) reset() error {
+	err := j.meta.Each(func(e backing.Entry) bool {
+		if isTemp(e.Name) || strings.HasPrefix(e.Name, redoPrefix) {
+			_ = j.meta.Unlink(e.Name) // they do no harm
+		}
+		return true
+	})
 	j.free, j.next = nil, 0
-	return j.list.Truncate(0)
+	return errors.Join(err, j.list.Truncate(0))
 }

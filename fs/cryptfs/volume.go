@@ -282,20 +282,6 @@ func (v *Volume) ReadOnly() bool { return v.conf.ReadOnly }
 // Statfs tells about the file system that the store is on.
 func (v *Volume) Statfs() (unix.Statfs_t, error) { return v.root.Statfs() }
 
-// Syncfs writes everything out.
-func (v *Volume) Syncfs() error {
-	var first error
-	for _, f := range v.openFiles() {
-		if err := f.cf.Flush(); err != nil && first == nil {
-			first = err
-		}
-	}
-	if err := v.root.Syncfs(); err != nil {
-		return err
-	}
-	return first
-}
-
 type counters struct {
 	read, written, integrity, repairs, foreign atomic.Uint64
 }

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kmsfs/kmsfs/crypto/envelope"
+	"github.com/kmsfs/kmsfs/crypto/fault"
 	"github.com/kmsfs/kmsfs/crypto/nameenc"
 	"github.com/kmsfs/kmsfs/fs/backing"
 )
@@ -125,10 +126,17 @@ func (v *Volume) Setxattr(ctx context.Context, n *Node, name string, value []byt
 		return err
 	}
 	sealed, err := sealAttr(cl, cipher, name)
+	if fault.Of(err) == fault.TooLong {
+		return unix.ERANGE // as setxattr(2) says of a name
+	}
 	if err != nil {
 		return err
 	}
-	if value, err = cipher.EncryptAttrValue(strings.TrimPrefix(name, plainPrefix), value); err != nil {
+	value, err = cipher.EncryptAttrValue(strings.TrimPrefix(name, plainPrefix), value)
+	if fault.Of(err) == fault.TooLong {
+		return unix.E2BIG // and of a value
+	}
+	if err != nil {
 		return err
 	}
 	return v.attrsOf(n, func(a backing.Attrs) error { return a.Set(sealed, value, flags) })
