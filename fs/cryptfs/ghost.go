@@ -10,8 +10,9 @@ import (
 // knew the node: whoever looked the name up just before may be about to open
 // it, and gets the old file, as on any local file system.
 type ghost struct {
-	path  *backing.File // O_PATH
-	block []byte        // the header, where it lay in a sidecar
+	path   *backing.File // O_PATH
+	block  []byte        // the header, where it lay in a sidecar
+	target string        // of a symlink
 }
 
 // maxGhosts bounds the descriptors that ghosts hold. Beyond it such an open is
@@ -21,7 +22,7 @@ const maxGhosts = 128
 // raise makes a ghost of a node whose last name is about to go; nil where none
 // is needed or to be had.
 func (v *Volume) raise(n *Node, dir *backing.Dir, entry string, st backing.Stat) *ghost {
-	if n == nil || n.typ != unix.S_IFREG || st.Nlink > 1 || n.openFile() != nil || v.ghosts.Load() >= maxGhosts {
+	if n == nil || n.IsDir() || st.Nlink > 1 || v.ghosts.Load() >= maxGhosts {
 		return nil
 	}
 	path, err := dir.Open(entry, unix.O_PATH, 0)
@@ -29,7 +30,12 @@ func (v *Volume) raise(n *Node, dir *backing.Dir, entry string, st backing.Stat)
 		return nil
 	}
 	g := &ghost{path: path}
-	if v.place.sidecar(make([]byte, idLen)) != "" && st.Size > 0 {
+	if n.typ == unix.S_IFLNK {
+		if cipher, err := n.class.unwrapped(); err == nil {
+			g.target, _ = readTarget(dir, entry, n.class, cipher) // damage is told as ESTALE
+		}
+	}
+	if n.typ == unix.S_IFREG && v.place.sidecar(make([]byte, idLen)) != "" && st.Size > 0 {
 		if disk, err := v.openEntry(dir, entry, unix.O_RDONLY); err == nil {
 			g.block, _ = v.place.read(disk, []*backing.Dir{dir}) // without it an open says so
 			_ = disk.Close()

@@ -94,7 +94,12 @@ func (v *Volume) Readlink(n *Node) (string, error) {
 	defer v.ns.RUnlock()
 	l, ok := n.where()
 	if !ok {
-		return "", unix.ESTALE
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		if n.ghost == nil || n.ghost.target == "" {
+			return "", unix.ESTALE
+		}
+		return n.ghost.target, nil
 	}
 	dir, err := v.use(l.parent)
 	if err != nil {
