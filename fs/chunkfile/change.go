@@ -1,12 +1,9 @@
 package chunkfile
 
 import (
-	"fmt"
-
 	"golang.org/x/sys/unix"
 
 	"github.com/kmsfs/kmsfs/crypto/dare"
-	"github.com/kmsfs/kmsfs/fs/backing"
 	"github.com/kmsfs/kmsfs/fs/record"
 )
 
@@ -39,6 +36,9 @@ func (f *File) flush() error {
 	}
 	late := f.hot.valid && f.hot.dirty
 	if err := f.evict(); err != nil {
+		return err
+	}
+	if err := f.finish(); err != nil { // what evict put off
 		return err
 	}
 	if f.untold && late { // the write just done was not the user's
@@ -76,26 +76,32 @@ func (f *File) Fsync(dataOnly bool, before func() error) error {
 }
 
 // Truncate sets the plaintext size. What is added reads as zeros and is a hole
-// where a whole chunk of it fits.
+// where a whole chunk of it fits. A failure leaves the size as it was.
 func (f *File) Truncate(size int64) error {
-	if size < 0 || size > int64(f.geo.MaxPlain()) {
+	if size < 0 {
 		return ErrRange
+	}
+	if size > int64(f.geo.MaxPlain()) {
+		return unix.EFBIG
 	}
 	f.mu.Lock()
 	defer f.unlock()
+	if size == 0 { // whatever is half done goes as well
+		return f.empty()
+	}
 	if err := f.settle(); err != nil {
 		return err
 	}
-	if dare.PlainOff(size) > f.size {
+	switch {
+	case dare.PlainOff(size) > f.size:
 		return f.extend(dare.PlainOff(size))
+	case dare.PlainOff(size) < f.size:
+		return f.shrink(dare.PlainOff(size))
 	}
 	if err := f.flush(); err != nil {
 		return err
 	}
-	if dare.PlainOff(size) == f.size {
-		return f.disk.SetTimes(unix.Timespec{Nsec: unix.UTIME_OMIT}, now())
-	}
-	return f.shrink(dare.PlainOff(size))
+	return f.disk.SetTimes(unix.Timespec{Nsec: unix.UTIME_OMIT}, now())
 }
 
 // extend grows the file by zeros. The last chunk is always a real one.
@@ -103,115 +109,90 @@ func (f *File) extend(size dare.PlainOff) error {
 	if f.code == nil {
 		return ErrNoKey
 	}
-	old := f.size
-	err := f.grow(size, size)
-	if err == nil {
-		last := f.last(size)
-		if last > f.last(old)+1 {
-			f.setSparse()
-		}
-		err = f.heat(last, last > f.last(old))
-		f.hot.dirty = true
-	}
-	if err == nil {
-		f.written, f.untold = now(), true
-		err = f.flush()
-	}
+	was := f.mark()
+	err := f.stretch(size)
 	if err != nil {
-		f.rollback(old)
+		f.rollback(was)
 	}
 	return err
 }
 
-// shrink cuts the file: the chunk that becomes the last is sealed as such and
-// what follows it goes, in one step that a crash cannot halve.
+func (f *File) stretch(size dare.PlainOff) error {
+	old, last := f.last(f.size), f.last(size)
+	if err := f.grow(size-1, size); err != nil {
+		return err
+	}
+	if err := f.heat(last, last > old); err != nil {
+		return err
+	}
+	f.hot.dirty = true
+	f.written, f.untold = now(), true
+	return f.flush()
+}
+
+// shrink cuts the file, not to nothing: the chunk that becomes the last is
+// sealed as such and what follows it goes, in one step that a crash cannot
+// halve. What is only in memory is cut there.
 func (f *File) shrink(size dare.PlainOff) error {
-	if size == 0 {
-		return f.empty()
-	}
 	last := f.last(size)
-	if f.hot.valid && f.hot.index > last {
-		f.hot.valid = false
+	if f.hot.valid && f.hot.index < last {
+		if err := f.evict(); err != nil {
+			return err
+		}
 	}
-	if err := f.load(last); err != nil {
-		return err
+	data := f.hot.data
+	if !f.hot.valid || f.hot.index != last {
+		var err error
+		if data, err = f.readChunk(nil, last); err != nil {
+			return err
+		}
 	}
-	keep := f.geo.ChunkLen(last, size)
-	if !f.onDisk(last) { // all of it is still in memory
-		clear(f.hot.data[keep:])
-		f.hot.data, f.hot.dirty, f.size = f.hot.data[:keep], true, size
-		return nil
+	data = data[:f.geo.ChunkLen(last, size)]
+	end := f.slot(last) + int64(len(data)) + dare.Overhead
+	onDisk := f.diskSize > end
+	if onDisk {
+		sealed, err := f.code.Seal(nil, data, last, true)
+		if err != nil {
+			return err
+		}
+		err = f.inPlace(
+			record.Op{Kind: record.OpWrite, Off: f.slot(last), Data: sealed},
+			record.Op{Kind: record.OpTruncate, Off: end})
+		if err != nil {
+			return err
+		}
+		f.diskSize, f.lastOn = end, last
 	}
-	sealed, err := f.code.Seal(nil, f.hot.data[:keep], last, true)
-	if err != nil {
-		return err
+	if !f.hot.valid || f.hot.index != last {
+		clear(f.hot.data)
+		f.hot.data = data
 	}
-	ops := []record.Op{
-		{Kind: record.OpWrite, Off: f.slot(last), Data: sealed},
-		{Kind: record.OpTruncate, Off: f.slot(last) + int64(len(sealed))},
-	}
-	if err := f.inPlace(ops); err != nil {
-		return err
-	}
-	clear(f.hot.data[keep:])
-	f.hot.data, f.hot.dirty = f.hot.data[:keep], false
-	f.size, f.diskSize, f.lastOn = size, ops[1].Off, last
+	f.size = size
+	f.hot.index, f.hot.valid = last, true
+	f.fit(last)
+	f.hot.dirty = !onDisk
+	f.written, f.untold = now(), !onDisk
 	return nil
 }
 
 // empty cuts the file to nothing: no header, no chunk. The key stays in memory,
-// and a later write puts the header back.
+// and a later write puts the header back. It takes no space and no entry in the
+// writing list: a crash leaves the file as it was or empty, and what a redo
+// record says of an empty file is not done.
 func (f *File) empty() error {
-	if f.diskSize > 0 {
-		if err := f.own.Begin(); err != nil {
-			return err
-		}
-		if err := f.redo(nil); err != nil {
-			return err
-		}
-	}
 	if err := f.disk.Truncate(0); err != nil { // also where it is empty: mtime
 		return err
+	}
+	if f.diskSize > 0 {
+		f.stale = true
+		_ = f.redo(nil) // else before the file grows next
 	}
 	clear(f.hot.data)
 	f.hot = hotChunk{data: f.hot.data[:0]}
 	f.size, f.diskSize, f.lastOn = 0, 0, -1
-	f.header, f.sparse, f.resign, f.pending, f.untold = false, false, false, nil, false
+	f.header, f.sparse, f.resign, f.untold = false, false, false, false
+	f.pending, f.ragged = nil, false
 	f.own.Emptied()
-	return nil
-}
-
-// inPlace does operations that change bytes in place.
-func (f *File) inPlace(ops []record.Op) error {
-	if err := f.own.Begin(); err != nil {
-		return err
-	}
-	if err := f.redo(ops); err != nil {
-		return err
-	}
-	if err := Apply(f.disk, ops); err != nil {
-		f.pending = ops
-		return err
-	}
-	return nil
-}
-
-// Apply does redo operations on a store file. It is idempotent.
-func Apply(disk *backing.File, ops []record.Op) error {
-	for _, op := range ops {
-		var err error
-		switch op.Kind {
-		case record.OpWrite:
-			err = disk.WriteAt(op.Data, op.Off)
-		case record.OpPunch:
-			err = disk.Punch(op.Off, op.Size)
-		case record.OpTruncate:
-			err = disk.Truncate(op.Off)
-		}
-		if err != nil {
-			return fmt.Errorf("redo: %w", err)
-		}
-	}
 	return nil
 }
 
@@ -310,14 +291,17 @@ func (f *File) punch(a, b int64) error {
 	if _, err := f.prefix(-1); err != nil {
 		return err
 	}
-	if f.hot.valid && f.hot.index >= a && f.hot.index < b {
-		f.hot.valid = false
-	}
 	off, end := f.slot(a), min(f.slot(b), f.diskSize)
 	if off >= end {
 		return nil
 	}
-	return f.inPlace([]record.Op{{Kind: record.OpPunch, Off: off, Size: end - off}})
+	if err := f.inPlace(record.Op{Kind: record.OpPunch, Off: off, Size: end - off}); err != nil {
+		return err
+	}
+	if f.hot.valid && f.hot.index >= a && f.hot.index < b {
+		f.hot.valid = false
+	}
+	return nil
 }
 
 // SeekData and SeekHole are lseek(2)'s SEEK_DATA and SEEK_HOLE: the first data,
@@ -328,13 +312,10 @@ func (f *File) SeekData(off int64) (int64, error) { return f.seek(off, false) }
 func (f *File) SeekHole(off int64) (int64, error) { return f.seek(off, true) }
 
 func (f *File) seek(off int64, hole bool) (int64, error) {
-	f.mu.Lock()
-	defer f.unlock()
+	f.mu.RLock()
+	defer f.mu.RUnlock()
 	if off < 0 || off >= int64(f.size) {
 		return 0, unix.ENXIO
-	}
-	if err := f.flush(); err != nil {
-		return 0, err
 	}
 	if !f.sparse {
 		if hole {
@@ -343,7 +324,7 @@ func (f *File) seek(off int64, hole bool) (int64, error) {
 		return off, nil
 	}
 	last := f.last(f.size)
-	for i, _ := f.geo.Chunk(dare.PlainOff(off)); i < last; i++ {
+	for i, _ := f.geo.Chunk(dare.PlainOff(off)); i < last; {
 		isHole, err := f.holeAt(i)
 		if err != nil {
 			return 0, err
@@ -351,13 +332,10 @@ func (f *File) seek(off int64, hole bool) (int64, error) {
 		if isHole == hole {
 			return max(off, i*int64(f.geo.ChunkSize)), nil
 		}
-		if isHole { // leap over the rest of a large hole
-			data, ok, err := f.disk.SeekData(f.slot(i))
-			if err != nil {
+		i++
+		if isHole {
+			if i, err = f.leap(i, last); err != nil {
 				return 0, err
-			}
-			if ok && data > f.slot(i+1) {
-				i = min(last, (data-int64(f.geo.Base))/f.slotSize()) - 1
 			}
 		}
 	}
@@ -367,11 +345,36 @@ func (f *File) seek(off int64, hole bool) (int64, error) {
 	return max(off, last*int64(f.geo.ChunkSize)), nil
 }
 
+// leap returns the first chunk from i to last that may be other than a hole,
+// without reading the chunks between.
+func (f *File) leap(i, last int64) (int64, error) {
+	if i >= last || len(f.pending) > 0 { // the disk does not show what is pending
+		return i, nil
+	}
+	to := last
+	if f.onDisk(i) {
+		data, ok, err := f.disk.SeekData(f.slot(i))
+		if err != nil {
+			return i, err
+		}
+		if ok {
+			to = min(to, (data-int64(f.geo.Base))/f.slotSize())
+		}
+	}
+	if f.hot.valid && f.hot.index >= i {
+		to = min(to, f.hot.index)
+	}
+	return max(i, to), nil
+}
+
 // holeAt reports whether chunk i, not the last, is a hole.
 func (f *File) holeAt(i int64) (bool, error) {
+	if f.hot.valid && f.hot.index == i {
+		return false, nil
+	}
 	buf := getBuf(int(f.slotSize()))
 	defer putBuf(buf)
-	n, err := f.disk.ReadAt(*buf, f.slot(i))
+	n, err := f.readDisk(*buf, f.slot(i))
 	return err == nil && f.isHole((*buf)[:n], i), err
 }
 

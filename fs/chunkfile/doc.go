@@ -13,4 +13,10 @@
 //     seals the end again;
 //   - bytes in place half replaced: the Owner has the whole replacement in a
 //     redo record first (Redo), and Apply does it again.
+//
+// A disk that fails, above all one that is full, takes nothing away: new bytes
+// go to the disk before any are replaced, and are cut off again if they do not
+// fit. Once bytes in place are being replaced there is no way back; then the
+// operation counts as done, is put off, and is tried again before anything else
+// (and by Flush and Fsync, which tell).
 package chunkfile

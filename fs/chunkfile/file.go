@@ -8,9 +8,22 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kmsfs/kmsfs/crypto/dare"
-	"github.com/kmsfs/kmsfs/fs/backing"
 	"github.com/kmsfs/kmsfs/fs/record"
 )
+
+// Disk is the store file. *backing.File is one, and its comments say what each
+// call does; tests put others here, that fail.
+type Disk interface {
+	ReadAt(p []byte, off int64) (int, error)
+	WriteAt(p []byte, off int64) error
+	Truncate(size int64) error
+	Allocate(mode uint32, off, size int64) error
+	Punch(off, size int64) error
+	SeekData(off int64) (data int64, ok bool, err error)
+	SetTimes(atime, mtime unix.Timespec) error
+	Sync() error
+	Datasync() error
+}
 
 // Owner is what a File needs from the volume that it belongs to. Calls come
 // with the file locked; they must not call back into it.
@@ -35,7 +48,7 @@ type Owner interface {
 
 // Config describes a file as it is opened.
 type Config struct {
-	Disk   *backing.File
+	Disk   Disk
 	Geo    dare.Geometry
 	Codec  *dare.Codec // nil for an empty file that is only read
 	Owner  Owner
@@ -47,7 +60,7 @@ type Config struct {
 // Disk nor its Codec.
 type File struct {
 	mu   sync.RWMutex
-	disk *backing.File
+	disk Disk
 	geo  dare.Geometry
 	code *dare.Codec
 	own  Owner
@@ -58,8 +71,9 @@ type File struct {
 	header   bool          // the header is on the disk
 	sparse   bool          // the header says, or will say, that there are holes
 	resign   bool          // the header on the disk does not say sparse yet
-	cuts     bool          // the redo record of the moment cuts the file
-	pending  []record.Op   // in-place operations that failed half-way
+	stale    bool          // the redo record of the moment must go before the file grows
+	pending  []record.Op   // operations that count as done, but failed on the disk
+	ragged   bool          // the end on the disk is not that of the file, after a rollback
 
 	hot     hotChunk
 	written unix.Timespec // time of the newest write, if untold
@@ -79,7 +93,7 @@ func (f *File) unlock() {
 
 func (f *File) publish() {
 	f.pubSize.Store(int64(f.size))
-	if !f.hot.valid || !f.hot.dirty {
+	if (!f.hot.valid || !f.hot.dirty) && len(f.pending) == 0 && !f.ragged {
 		f.pubDirty.Store(nil)
 		return
 	}
@@ -130,7 +144,7 @@ func (f *File) slotSize() int64 { return int64(f.geo.ChunkSize) + dare.Overhead 
 
 // Upgrade gives the file a descriptor that can write and, where it had none, a
 // codec.
-func (f *File) Upgrade(disk *backing.File, code *dare.Codec) {
+func (f *File) Upgrade(disk Disk, code *dare.Codec) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.disk = disk

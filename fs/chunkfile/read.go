@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"github.com/kmsfs/kmsfs/crypto/dare"
+	"github.com/kmsfs/kmsfs/fs/record"
 )
 
 // ReadAt fills p from plaintext offset off. n < len(p) only at the end of the
@@ -62,7 +63,7 @@ func (f *File) copyOut(p []byte, off, i int64, data []byte) {
 func (f *File) readRun(p []byte, off, from, to int64) error {
 	buf := getBuf(int((to - from) * f.slotSize()))
 	defer putBuf(buf)
-	n, err := f.disk.ReadAt(*buf, f.slot(from))
+	n, err := f.readDisk(*buf, f.slot(from))
 	if err != nil {
 		return err
 	}
@@ -86,11 +87,12 @@ func (f *File) readRun(p []byte, off, from, to int64) error {
 }
 
 // inside returns the part of p that chunk i fills exactly, or nil if the
-// request covers only a part of the chunk.
+// request covers only a part of the chunk, or the disk has more of it than the
+// file.
 func (f *File) inside(p []byte, off, i int64) []byte {
 	start := i*int64(f.geo.ChunkSize) - off
 	n := int64(f.geo.ChunkLen(i, f.size))
-	if start < 0 || start+n > int64(len(p)) {
+	if start < 0 || start+n > int64(len(p)) || int64(f.onDiskLen(i)) > n {
 		return nil
 	}
 	return p[start : start+n : start+n]
@@ -131,11 +133,45 @@ func (f *File) onDiskLen(i int64) int {
 func (f *File) readChunk(dst []byte, i int64) ([]byte, error) {
 	buf := getBuf(int(f.slotSize()))
 	defer putBuf(buf)
-	n, err := f.disk.ReadAt(*buf, f.slot(i))
+	n, err := f.readDisk(*buf, f.slot(i))
 	if err != nil {
 		return nil, err
 	}
 	return f.open(dst, (*buf)[:n], i)
+}
+
+// readDisk reads the store file as it will be when what is pending is done.
+func (f *File) readDisk(p []byte, off int64) (int, error) {
+	n, err := f.disk.ReadAt(p, off)
+	if err != nil || len(f.pending) == 0 {
+		return n, err
+	}
+	clear(p[n:])
+	for _, op := range f.pending {
+		overlay(p, off, op)
+	}
+	return int(max(0, min(int64(len(p)), f.diskSize-off))), nil
+}
+
+// overlay does to p, the bytes of a store file from off on, what op does to the
+// file.
+func overlay(p []byte, off int64, op record.Op) {
+	size := op.Size
+	switch op.Kind {
+	case record.OpWrite:
+		size = int64(len(op.Data))
+	case record.OpTruncate:
+		size = max(0, off+int64(len(p))-op.Off)
+	}
+	from, to := max(off, op.Off), min(off+int64(len(p)), op.Off+size)
+	if from >= to {
+		return
+	}
+	if op.Kind == record.OpWrite {
+		copy(p[from-off:to-off], op.Data[from-op.Off:])
+	} else {
+		clear(p[from-off : to-off])
+	}
 }
 
 var zeros [dare.MaxChunk + dare.Overhead]byte

@@ -3,6 +3,7 @@ package chunkfile
 import (
 	"errors"
 	"fmt"
+	"sort"
 
 	"github.com/kmsfs/kmsfs/crypto/dare"
 	"github.com/kmsfs/kmsfs/crypto/fault"
@@ -23,10 +24,18 @@ func Repair(c Config, durable int64) (did string, size int64, err error) {
 	if body := c.Size - int64(c.Geo.Base); body > 0 {
 		count = (body + f.slotSize() - 1) / f.slotSize()
 	}
+	buf := make([]byte, f.slotSize())
 	for i := count - 1; i >= 0; i-- {
-		slot, err := f.rawSlot(i)
+		n, err := f.disk.ReadAt(buf, f.slot(i))
 		if err != nil {
 			return "", 0, err
+		}
+		slot := buf[:n]
+		if isZero(slot) {
+			if i, err = f.dataBefore(i); err != nil {
+				return "", 0, err
+			}
+			continue
 		}
 		data, last := f.asEnd(slot, i)
 		if data == nil {
@@ -47,10 +56,18 @@ func Repair(c Config, durable int64) (did string, size int64, err error) {
 	return "the file had no whole chunk and is empty now", 0, f.empty()
 }
 
-func (f *File) rawSlot(i int64) ([]byte, error) {
-	slot := make([]byte, f.slotSize())
-	n, err := f.disk.ReadAt(slot, f.slot(i))
-	return slot[:n], err
+// dataBefore returns an index, at most i, such that no chunk from it to i has
+// data: behind a torn end there may be a hole of any size.
+func (f *File) dataBefore(i int64) (int64, error) {
+	var first error
+	k := sort.Search(int(i), func(k int) bool {
+		data, ok, err := f.disk.SeekData(f.slot(int64(k)))
+		if err != nil && first == nil {
+			first = err
+		}
+		return !ok || data >= f.slot(i)
+	})
+	return int64(k), first
 }
 
 // asEnd opens a slot as the last chunk or as a middle one; nil if it is neither.
@@ -80,7 +97,10 @@ func (f *File) endAt(i int64, slot, data []byte, last bool) (string, int64, erro
 		ops = append(ops, record.Op{Kind: record.OpWrite, Off: f.slot(i), Data: sealed})
 		did = "sealed its end"
 	}
-	return did, int64(f.size), f.inPlace(ops)
+	if err := f.inPlace(ops...); err != nil {
+		return "", 0, err
+	}
+	return did, int64(f.size), f.finish()
 }
 
 // IsDamage reports whether err says that bytes of the file are damaged, as

@@ -1,81 +1,111 @@
 package chunkfile
 
 import (
-	"fmt"
+	"golang.org/x/sys/unix"
 
 	"github.com/kmsfs/kmsfs/crypto/dare"
-	"github.com/kmsfs/kmsfs/fs/record"
 )
 
-// WriteAt writes all of p at plaintext offset off, or fails; a write that fails
-// leaves the size as it was. Bytes may stay in memory until Flush.
+// WriteAt writes all of p at plaintext offset off, or fails. A write that fails
+// leaves the size as it was, and of the bytes in its range some chunks new and
+// the others old. Bytes may stay in memory until Flush.
 func (f *File) WriteAt(p []byte, off int64) (int, error) {
-	if off < 0 || int64(len(p)) > int64(f.geo.MaxPlain())-off {
+	if off < 0 {
 		return 0, ErrRange
 	}
 	if len(p) == 0 {
 		return 0, nil
+	}
+	if int64(len(p)) > int64(f.geo.MaxPlain())-off {
+		return 0, unix.EFBIG
 	}
 	f.mu.Lock()
 	defer f.unlock()
 	if f.code == nil {
 		return 0, ErrNoKey
 	}
-	old := f.size
-	end := dare.PlainOff(off) + dare.PlainOff(len(p))
-	err := f.settle()
-	if err == nil && end > old {
-		err = f.grow(dare.PlainOff(off), end)
+	if err := f.settle(); err != nil {
+		return 0, err
 	}
-	if err == nil {
-		err = f.put(p, off)
-	}
-	if err == nil {
-		f.written, f.untold = now(), true
-		if f.own.Tight(len(p)) {
-			err = f.flush()
-		}
-	}
-	if err != nil {
-		f.rollback(old)
+	was := f.mark()
+	if err := f.write(p, off); err != nil {
+		f.rollback(was)
 		return 0, err
 	}
 	return len(p), nil
 }
 
-// rollback takes a growth back after a failure. What the growth put on the disk
-// goes first, so that a full disk has room for the rest.
-func (f *File) rollback(old dare.PlainOff) {
-	if f.size <= old {
-		return
-	}
-	if last := f.last(old); last >= 0 && f.diskSize > f.slot(last+1) && f.disk.Truncate(f.slot(last+1)) == nil {
-		f.diskSize = f.slot(last + 1)
-		if f.lastOn > last {
-			f.lastOn = -1
+func (f *File) write(p []byte, off int64) error {
+	end := dare.PlainOff(off) + dare.PlainOff(len(p))
+	if end > f.size {
+		if err := f.grow(dare.PlainOff(off), end); err != nil {
+			return err
 		}
 	}
-	if err := f.shrink(old); err != nil && f.failed == nil {
-		f.failed = fmt.Errorf("undo a failed write: %w", err)
+	if err := f.put(p, off); err != nil {
+		return err
 	}
+	f.written, f.untold = now(), true
+	if f.own.Tight(len(p)) {
+		return f.flush()
+	}
+	return nil
+}
+
+// mark is what a growth changes and rollback puts back.
+type mark struct {
+	size             dare.PlainOff
+	diskSize, lastOn int64
+	sparse           bool
+}
+
+func (f *File) mark() mark { return mark{f.size, f.diskSize, f.lastOn, f.sparse} }
+
+// rollback takes a growth back after a failure. Memory is as before at once.
+// Where the growth reached the disk, the end is sealed again as soon as that
+// succeeds (settle), and the file takes no writes until then.
+func (f *File) rollback(was mark) {
+	if f.size == was.size {
+		return
+	}
+	last := f.last(was.size)
+	f.size = was.size
+	if f.hot.valid && f.hot.index > last {
+		clear(f.hot.data)
+		f.hot.valid = false
+	} else if f.hot.valid && f.hot.index == last {
+		f.fit(last)
+	}
+	if !was.sparse && (f.resign || !f.header) { // the disk was not told
+		f.sparse, f.resign = false, false
+	}
+	if f.diskSize == was.diskSize && f.lastOn == was.lastOn {
+		return // the growth was in memory only
+	}
+	f.ragged, f.written = true, now()
+	if f.lastOn > last {
+		f.lastOn = -1
+	}
+	// Room first: sealing the end again takes a redo record, and the disk may
+	// be full of what is taken back.
+	if end := f.slot(last + 1); last >= 0 && f.diskSize > end && len(f.pending) == 0 && f.disk.Truncate(end) == nil {
+		f.diskSize = end
+	}
+	_ = f.settle() // the next caller tries again, and tells
 }
 
 // grow makes the file end bytes long before a write at from: the chunk that was
 // last is filled up and becomes a middle one, and chunks between it and the
 // write become holes.
 func (f *File) grow(from, end dare.PlainOff) error {
-	if end > f.geo.MaxPlain() {
-		return ErrRange
-	}
 	old := f.last(f.size)
 	first, _ := f.geo.Chunk(from)
-	last := f.last(end)
-	if old >= 0 && last > old {
+	if old >= 0 && f.last(end) > old {
 		if err := f.load(old); err != nil {
 			return err
 		}
 		f.size = end
-		f.fill(old)
+		f.fit(old)
 		f.hot.dirty = true // it must be sealed again, as not the last
 	}
 	f.size = end
@@ -125,15 +155,16 @@ func (f *File) put(p []byte, off int64) error {
 func (f *File) putWhole(i int64, p []byte) error {
 	cs := f.geo.ChunkSize
 	n := int64(len(p) / cs)
-	if f.hot.valid && f.hot.index >= i && f.hot.index < i+n {
-		f.hot.valid = false // overwritten
-	}
-	var parts [][]byte
+	parts := make([][]byte, 0, n+1)
 	from := i
-	if f.hot.valid && f.hot.dirty && f.hot.index == i-1 {
+	switch {
+	case f.hot.valid && f.hot.index >= i && f.hot.index < i+n: // overwritten below
+	case f.hot.valid && f.hot.dirty && f.hot.index == i-1:
 		parts, from = append(parts, f.hot.data), i-1
-	} else if err := f.evict(); err != nil {
-		return err
+	default:
+		if err := f.evict(); err != nil {
+			return err
+		}
 	}
 	for k := range n {
 		parts = append(parts, p[int(k)*cs:int(k+1)*cs])
@@ -141,7 +172,9 @@ func (f *File) putWhole(i int64, p []byte) error {
 	if err := f.sealRun(from, parts); err != nil {
 		return err
 	}
-	f.hot.valid = false
+	if f.hot.valid && f.hot.index >= from && f.hot.index < i+n {
+		f.hot.valid, f.hot.dirty = false, false // not before: it may be all there is of it
+	}
 	return nil
 }
 
@@ -149,7 +182,7 @@ func (f *File) putWhole(i int64, p []byte) error {
 // that all of it is about to be overwritten.
 func (f *File) heat(i int64, fresh bool) error {
 	if f.hot.valid && f.hot.index == i {
-		f.fill(i)
+		f.fit(i)
 		return nil
 	}
 	if !fresh && f.onDisk(i) {
@@ -159,7 +192,7 @@ func (f *File) heat(i int64, fresh bool) error {
 		return err
 	}
 	f.hot = hotChunk{index: i, data: f.hot.data[:0], valid: true}
-	f.fill(i)
+	f.fit(i)
 	return nil
 }
 
@@ -169,7 +202,7 @@ func (f *File) onDisk(i int64) bool { return f.slot(i) < f.diskSize }
 // load makes chunk i hot with its contents from the disk.
 func (f *File) load(i int64) error {
 	if f.hot.valid && f.hot.index == i {
-		f.fill(i)
+		f.fit(i)
 		return nil
 	}
 	if err := f.evict(); err != nil {
@@ -184,7 +217,7 @@ func (f *File) load(i int64) error {
 		return err
 	}
 	f.hot = hotChunk{index: i, data: data, valid: true}
-	f.fill(i)
+	f.fit(i)
 	return nil
 }
 
@@ -196,11 +229,17 @@ func (f *File) hotCap(i int64) int {
 	return f.geo.ChunkSize
 }
 
-// fill lengthens the hot chunk with zeros to its length in the file.
-func (f *File) fill(i int64) {
-	want := f.geo.ChunkLen(i, f.size)
-	if n := len(f.hot.data); n < want {
+// fit gives the hot chunk its length in the file, with zeros where it is too
+// short.
+func (f *File) fit(i int64) {
+	want, n := f.geo.ChunkLen(i, f.size), len(f.hot.data)
+	switch {
+	case n < want:
 		f.hot.data = append(f.hot.data, zeros[:want-n]...)
+		f.hot.dirty = true
+	case n > want:
+		clear(f.hot.data[want:])
+		f.hot.data = f.hot.data[:want]
 		f.hot.dirty = true
 	}
 }
@@ -214,130 +253,5 @@ func (f *File) evict() error {
 		return err
 	}
 	f.hot.dirty = false
-	return nil
-}
-
-// sealRun seals consecutive chunks, the first of index from, and stores them.
-func (f *File) sealRun(from int64, parts [][]byte) error {
-	final := f.last(f.size)
-	size := 0
-	for _, p := range parts {
-		size += len(p) + dare.Overhead
-	}
-	prefix, err := f.prefix(from)
-	if err != nil {
-		return err
-	}
-	buf := getBuf(len(prefix) + size)
-	defer putBuf(buf)
-	copy(*buf, prefix)
-	out := (*buf)[len(prefix):]
-	err = parallel(len(parts), func(k int) error {
-		at := int64(k) * f.slotSize()
-		_, err := f.code.Seal(out[at:at], parts[k], from+int64(k), from+int64(k) == final)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	if err := f.store(f.slot(from)-int64(len(prefix)), *buf); err != nil {
-		return err
-	}
-	f.header = true
-	end := from + int64(len(parts)) - 1
-	switch {
-	case end == final:
-		f.lastOn = final
-	case f.lastOn >= from && f.lastOn <= end:
-		f.lastOn = -1
-	}
-	return nil
-}
-
-// prefix puts the header on the disk where it is missing or says too little. It
-// returns what must stand before the first chunk if the caller's write, of
-// chunk from, can take that along.
-func (f *File) prefix(from int64) ([]byte, error) {
-	if f.header && !f.resign {
-		return nil, nil
-	}
-	if err := f.own.Begin(); err != nil {
-		return nil, err
-	}
-	block, err := f.own.Header(f.sparse)
-	if err != nil {
-		return nil, err
-	}
-	if !f.header && from == 0 {
-		return block, nil
-	}
-	if len(block) > 0 {
-		if err := f.store(0, block); err != nil {
-			return nil, err
-		}
-	}
-	f.header, f.resign = true, false
-	return nil, nil
-}
-
-// store writes bytes to the store file. What replaces bytes in place is in a
-// redo record first. What is new goes first, so that a full disk shows before
-// anything is replaced, and is taken away again if it fails.
-func (f *File) store(off int64, data []byte) error {
-	if err := f.own.Begin(); err != nil {
-		return err
-	}
-	over := min(int64(len(data)), max(0, f.diskSize-off))
-	op := record.Op{Kind: record.OpWrite, Off: off, Data: data}
-	if over > 0 {
-		if err := f.redo([]record.Op{op}); err != nil {
-			return err
-		}
-	} else if f.cuts { // the record of a cut must not undo this growth
-		if err := f.redo(nil); err != nil {
-			return err
-		}
-	}
-	if fresh := data[over:]; len(fresh) > 0 {
-		if err := f.disk.WriteAt(fresh, off+over); err != nil {
-			_ = f.disk.Truncate(f.diskSize) // what stays is cut by repair
-			if over > 0 {
-				_ = f.redo(nil) // the operation did not happen
-			}
-			return err
-		}
-	}
-	f.diskSize = max(f.diskSize, off+int64(len(data)))
-	if over > 0 {
-		if err := f.disk.WriteAt(data[:over], off); err != nil {
-			op.Data = append([]byte(nil), data...)
-			f.pending = []record.Op{op}
-			return err
-		}
-	}
-	return nil
-}
-
-func (f *File) redo(ops []record.Op) error {
-	if err := f.own.Redo(ops); err != nil {
-		return err
-	}
-	f.cuts = false
-	for _, op := range ops {
-		f.cuts = f.cuts || op.Kind == record.OpTruncate
-	}
-	return nil
-}
-
-// settle does again what failed half-way in place; until it succeeds the file
-// takes no writes.
-func (f *File) settle() error {
-	if len(f.pending) == 0 {
-		return nil
-	}
-	if err := Apply(f.disk, f.pending); err != nil {
-		return err
-	}
-	f.pending = nil
 	return nil
 }
