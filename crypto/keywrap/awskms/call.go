@@ -41,7 +41,7 @@ func (p *Provider) do(ctx context.Context, c call, fn func(ctx context.Context, 
 	if err == nil {
 		return nil
 	}
-	if bounded.Err() != nil && isCancelled(err) && rec.last != nil {
+	if bounded.Err() != nil && !errors.Is(ctx.Err(), context.Canceled) && isCancelled(err) && rec.last != nil {
 		err = &budgetError{p.opts.Budget.String(), rec.last}
 	}
 	if isInvalidState(err) {
