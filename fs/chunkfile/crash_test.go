@@ -104,7 +104,7 @@ func TestCrash(t *testing.T) {
 	for _, base := range bases {
 		t.Run(fmt.Sprintf("base=%d", base), func(t *testing.T) {
 			t.Parallel()
-			for run := range uint64(8) {
+			for run := range rounds(6) {
 				r := newRand(seed, run, base)
 				crashEverywhere(t, r, randomOps(r, 14, 4096, []int64{300, 30_000}[run%2]), base)
 			}
@@ -140,7 +140,7 @@ func crashEverywhere(t *testing.T, r *rand.Rand, ops []op, base dare.CipherOff) 
 	if got, err := contents(whole.f); err != nil || !bytes.Equal(got, h[len(h)-1]) {
 		t.Fatalf("without a crash: %v", err)
 	}
-	for kill := 1; kill <= whole.steps; kill++ {
+	for _, kill := range steps(r, whole.steps) {
 		for k, prefix := range prefixes(r) {
 			s := newStored(t, chunk, base)
 			s.kill, s.prefix = kill, prefix

@@ -92,13 +92,14 @@ func TestFull(t *testing.T) {
 		t.Run(fmt.Sprintf("base=%d", base), func(t *testing.T) {
 			t.Parallel()
 			failed := 0
-			for run := range uint64(6) {
-				ops := randomOps(newRand(seed, run, base), 14, 4096, []int64{300, 30_000}[run%2])
+			for run := range rounds(4) {
+				r := newRand(seed, run, base)
+				ops := randomOps(r, 14, 4096, []int64{300, 30_000}[run%2])
 				whole := newStored(t, 4096, base)
 				if _, err := whole.run(ops); err != nil {
 					t.Fatal(err)
 				}
-				for step := 1; step <= whole.steps; step++ {
+				for _, step := range steps(r, whole.steps) {
 					for mode := range 6 {
 						s := &fullRun{stored: newStored(t, 4096, base), past: history{nil}}
 						s.fail, s.lasts, s.spares = step, mode >= 2, mode%2 == 1
@@ -147,14 +148,14 @@ func TestCrashWhenFull(t *testing.T) {
 	for _, base := range bases {
 		t.Run(fmt.Sprintf("base=%d", base), func(t *testing.T) {
 			t.Parallel()
-			for run := range uint64(20) {
+			for run := range rounds(12) {
 				r := newRand(seed, run, base)
 				ops := randomOps(r, 14, 4096, []int64{300, 30_000}[run%2])
 				whole := newStored(t, 4096, base)
 				if _, err := whole.run(ops); err != nil {
 					t.Fatal(err)
 				}
-				for step := 1; step <= whole.steps; step++ {
+				for _, step := range steps(r, whole.steps) {
 					if err := crashWhenFull(t, r, ops, base, step); err != nil {
 						t.Fatalf("base %d: full from step %d on: %v", base, step, err)
 					}

@@ -24,7 +24,7 @@ func TestModel(t *testing.T) {
 			t.Run(fmt.Sprintf("chunk=%d/most=%d/base=%d", c.chunk, c.most, base), func(t *testing.T) {
 				t.Parallel()
 				seed := startSeed(t)
-				for run := range uint64(6) {
+				for run := range rounds(4) {
 					runModel(t, newRand(seed, run, base), c.chunk, c.most, base)
 				}
 			})

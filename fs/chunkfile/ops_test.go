@@ -161,3 +161,22 @@ func startSeed(t testing.TB) uint64 {
 func newRand(seed, run uint64, base dare.CipherOff) *rand.Rand {
 	return rand.New(rand.NewPCG(seed, run<<32+uint64(base)))
 }
+
+// rounds is how often a random test of one goroutine runs: it tells the race
+// detector nothing new, and is slow under it.
+func rounds(n uint64) uint64 {
+	if raceEnabled {
+		return 2
+	}
+	return n
+}
+
+// steps returns 1 to n, or some of them under the race detector.
+func steps(r *rand.Rand, n int) (out []int) {
+	for i := 1; i <= n; i++ {
+		if !raceEnabled || r.IntN(5) == 0 {
+			out = append(out, i)
+		}
+	}
+	return out
+}
