@@ -79,6 +79,7 @@ func mountStore(t *testing.T, s *testStore, o Options) *mounted {
 	if m.server, err = Mount(m.volume, m.dir, o); err != nil {
 		t.Fatal(err)
 	}
+	pollOnce(t, m.server)
 	t.Cleanup(func() {
 		m.unmount(t)
 		if t.Failed() {
@@ -116,6 +117,15 @@ func (m *mounted) remount(t *testing.T) {
 	var err error
 	m.server, err = Mount(m.volume, m.dir, m.options)
 	must(t, err)
+	pollOnce(t, m.server)
+}
+
+// pollOnce has the kernel learn that poll(2) is not served. Here, unlike in a
+// daemon, the process that serves the mount also uses it: the Go runtime would
+// send such a request from where it cannot let another goroutine answer it.
+func pollOnce(t *testing.T, s *Server) {
+	t.Helper()
+	must(t, s.fuse.WaitMount())
 }
 
 func (m *mounted) path(name ...string) string {

@@ -90,9 +90,10 @@ func Mount(v *cryptfs.Volume, mountpoint string, o Options) (*Server, error) {
 		server.Serve()
 		close(s.done)
 	}()
-	if err := server.WaitMount(); err != nil {
-		return nil, errors.Join(fmt.Errorf("mount %s: %w", mountpoint, err), s.Unmount())
-	}
+	// The kernel has its answer to INIT: the mount is usable. go-fuse's WaitMount
+	// would open a file on it besides. A process killed while it waits for an
+	// answer of its own never ends, and keeps the store's lock: nothing in this
+	// package may send a request to its own mount.
 	readAhead(mountpoint, o.Log)
 	return s, nil
 }
@@ -187,10 +188,11 @@ func checkMountpoint(mountpoint, store string) (string, error) {
 // FUSE protocol can only lower. It takes root; without it sequential reads are
 // slower, so a failure is no error.
 func readAhead(mountpoint string, log *slog.Logger) {
-	var st unix.Stat_t
-	err := unix.Stat(mountpoint, &st)
+	var st unix.Statx_t
+	// Without a request to ourselves, see Mount.
+	err := unix.Statx(unix.AT_FDCWD, mountpoint, unix.AT_STATX_DONT_SYNC, 0, &st)
 	if err == nil {
-		file := fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", unix.Major(st.Dev), unix.Minor(st.Dev))
+		file := fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", st.Dev_major, st.Dev_minor)
 		err = os.WriteFile(file, fmt.Appendf(nil, "%d", maxRequest>>10), 0)
 	}
 	if err != nil {
