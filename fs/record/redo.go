@@ -34,7 +34,7 @@ const (
 
 // AppendRedo appends a redo record for the file to dst, its MAC still zero; mac
 // is where in the result the MAC belongs. The MAC covers the record with those
-// bytes zero.
+// bytes zero. There are at most 16 operations, MaxRedo bytes in all.
 func AppendRedo(dst []byte, file [16]byte, ops []Op) (out []byte, mac int) {
 	body := 0
 	for _, op := range ops {
@@ -48,9 +48,12 @@ func AppendRedo(dst []byte, file [16]byte, ops []Op) (out []byte, mac int) {
 	mac = len(dst)
 	dst = append(dst, make([]byte, MACLen)...)
 	for _, op := range ops {
-		size := op.Size
-		if op.Kind == OpWrite {
+		var size int64
+		switch op.Kind {
+		case OpWrite:
 			size = int64(len(op.Data))
+		case OpPunch:
+			size = op.Size
 		}
 		dst = append(dst, byte(op.Kind))
 		dst = binary.BigEndian.AppendUint64(dst, uint64(op.Off))
@@ -69,7 +72,7 @@ func ParseRedo(b []byte) (file [16]byte, ops []Op, mac [MACLen]byte, signed []by
 		return file, nil, mac, nil, bad
 	}
 	count, body := binary.BigEndian.Uint32(b[12:]), binary.BigEndian.Uint64(b[32:])
-	if count > maxOps || body > uint64(len(b)-redoHead) {
+	if count > maxOps || body > uint64(min(len(b), MaxRedo)-redoHead) {
 		return file, nil, mac, nil, bad
 	}
 	file, mac = [16]byte(b[16:32]), [MACLen]byte(b[40:])

@@ -33,8 +33,8 @@ type Store struct {
 
 // StoreBody is the authenticated part.
 type StoreBody struct {
-	ID         string              `json:"id"` // envelope.ID in hexadecimal
-	Created    time.Time           `json:"created"`
+	ID         string              `json:"id"`      // envelope.ID in hexadecimal
+	Created    time.Time           `json:"created"` // UTC
 	Placement  string              `json:"placement"`
 	HeaderSize int                 `json:"header_size"` // bytes
 	Suite      string              `json:"suite"`
@@ -62,7 +62,7 @@ func (s *Store) Signed() ([]byte, error) {
 	return append(append(b, body...), '\n'), nil
 }
 
-// Encode returns the record as it is stored.
+// Encode returns the record as it is stored, or ErrTooLarge.
 func (s *Store) Encode() ([]byte, error) {
 	b, err := s.Signed()
 	if err != nil {
@@ -75,7 +75,7 @@ func (s *Store) Encode() ([]byte, error) {
 	}
 	b = append(append(append(b, '\n'), keys...), '\n')
 	if len(b) > MaxStore {
-		return nil, fmt.Errorf("store record of %d bytes: %w", len(b), ErrFormat)
+		return nil, fmt.Errorf("%d bytes: %w", len(b), ErrTooLarge)
 	}
 	return b, nil
 }
@@ -83,11 +83,14 @@ func (s *Store) Encode() ([]byte, error) {
 // ParseStore reads a store record: its form, not its MAC. Errors are
 // ErrNoStore, ErrNewer and ErrFormat.
 func ParseStore(b []byte) (*Store, error) {
-	if !bytes.HasPrefix(b, []byte(storeMagic)) || len(b) > MaxStore {
+	if !bytes.HasPrefix(b, []byte(storeMagic)) {
 		return nil, ErrNoStore
 	}
-	lines := bytes.Split(b, []byte("\n"))
-	v, err := strconv.Atoi(string(lines[0][len(storeMagic):]))
+	if len(b) > MaxStore {
+		return nil, fmt.Errorf("store record of %d bytes: %w", len(b), ErrFormat)
+	}
+	lines := bytes.SplitN(b, []byte("\n"), 6)
+	v, err := strconv.ParseInt(string(lines[0][len(storeMagic):]), 10, 64)
 	if err != nil {
 		return nil, fmt.Errorf("store record: first line: %w", ErrFormat)
 	}
@@ -95,7 +98,7 @@ func ParseStore(b []byte) (*Store, error) {
 		return nil, versionError("store record", v)
 	}
 	if len(lines) != 5 || len(lines[4]) != 0 {
-		return nil, fmt.Errorf("store record of %d lines: %w", len(lines)-1, ErrFormat)
+		return nil, fmt.Errorf("store record has not four lines: %w", ErrFormat)
 	}
 	s := &Store{}
 	if err := strictJSON(lines[1], &s.Body); err != nil {
@@ -111,7 +114,8 @@ func ParseStore(b []byte) (*Store, error) {
 	if err := strictJSON(lines[3], &s.Keys); err != nil {
 		return nil, err
 	}
-	if again, err := s.Encode(); err != nil || !bytes.Equal(again, b) {
+	_, east := s.Body.Created.Zone()
+	if again, err := s.Encode(); err != nil || east != 0 || !bytes.Equal(again, b) {
 		return nil, fmt.Errorf("store record is not in canonical form: %w", ErrFormat)
 	}
 	return s, nil
@@ -129,12 +133,16 @@ type Layout struct {
 // Layout checks the body's values against each other; errors are ErrFormat.
 func (s *Store) Layout() (*Layout, error) {
 	bad := func(what string, err error) (*Layout, error) {
-		return nil, fmt.Errorf("store record: %s (%w): %w", what, err, ErrFormat)
+		// ErrFormat comes first: what err is in an argument, it is not here.
+		return nil, fmt.Errorf("%w: %s: %w", ErrFormat, what, err)
 	}
 	var l Layout
 	var err error
 	if l.ID, err = envelope.ParseID(s.Body.ID); err != nil {
 		return bad("id", err)
+	}
+	if l.ID.IsZero() {
+		return nil, fmt.Errorf("store record: id of zeros: %w", ErrFormat)
 	}
 	if l.Placement, err = envelope.ParsePlacement(s.Body.Placement); err != nil {
 		return bad("placement", err)

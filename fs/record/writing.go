@@ -36,13 +36,17 @@ func (w *Writing) Body() []byte {
 // Encode returns the slot as it is stored.
 func (w *Writing) Encode() []byte { return append(w.Body(), w.MAC[:]...) }
 
-// ParseWriting reads the slot numbered slot. A free slot is nil without error.
+// ParseWriting reads the slot numbered slot. A free slot is nil without error;
+// errors are ErrFormat and ErrNewer.
 func ParseWriting(b []byte, slot int) (*Writing, error) {
 	if len(b) != WritingLen {
 		return nil, fmt.Errorf("writing list slot of %d bytes: %w", len(b), ErrFormat)
 	}
 	if allZero(b) {
 		return nil, nil
+	}
+	if v := binary.BigEndian.Uint32(b[8:]); string(b[:8]) == writingMagic && v > Version {
+		return nil, versionError("writing list slot", int64(v))
 	}
 	w := &Writing{
 		Slot: slot, File: [16]byte(b[16:32]),

@@ -1,0 +1,124 @@
+package record_test
+
+import (
+	"bytes"
+	"errors"
+	"testing"
+
+	"github.com/kmsfs/kmsfs/crypto/fault"
+	"github.com/kmsfs/kmsfs/fs/record"
+)
+
+// Each target holds its parser to: no panic, its own errors only, bounds kept,
+// and one encoding per record.
+
+func FuzzDir(f *testing.F) {
+	for _, v := range seeds(f, "directory") {
+		f.Add(v.bytes)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		d, err := record.ParseDir(b)
+		if err != nil {
+			if d != nil || !errors.Is(err, record.ErrFormat) && !errors.Is(err, record.ErrNewer) {
+				t.Errorf("got %v, %v", d, err)
+			}
+			return
+		}
+		if n := len(d.Class); n < 1 || n > 32 || len(b) > record.MaxDir {
+			t.Errorf("class of %d bytes in %d", n, len(b))
+		}
+		if again := d.Encode(); !bytes.Equal(again, b) {
+			t.Errorf("encodes to %x, want %x", again, b)
+		}
+	})
+}
+
+func FuzzStore(f *testing.F) {
+	for _, v := range seeds(f, "store") {
+		f.Add(v.bytes)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		s, err := record.ParseStore(b)
+		if err != nil {
+			if s != nil || !errors.Is(err, record.ErrFormat) && !errors.Is(err, record.ErrNewer) && !errors.Is(err, record.ErrNoStore) {
+				t.Errorf("got %v, %v", s, err)
+			}
+			return
+		}
+		again, err := s.Encode()
+		if err != nil || !bytes.Equal(again, b) {
+			t.Errorf("encodes to %q, %v, want %q", again, err, b)
+		}
+		if signed, err := s.Signed(); err != nil || !bytes.HasPrefix(b, signed) {
+			t.Errorf("signed = %q, %v, want the beginning of %q", signed, err, b)
+		}
+		l, err := s.Layout()
+		if err != nil {
+			if l != nil || fault.Of(err) != fault.BadFormat {
+				t.Errorf("layout: %v, %v", l, err)
+			}
+			return
+		}
+		if !record.HeaderSizeOK(l.HeaderSize) || l.ID.IsZero() || l.Policy == nil {
+			t.Errorf("layout: %+v", l)
+		}
+	})
+}
+
+func FuzzWriting(f *testing.F) {
+	for _, v := range seeds(f, "writing") {
+		f.Add(v.bytes, v.slot)
+	}
+	f.Fuzz(func(t *testing.T, b []byte, slot int) {
+		if slot < 0 || slot > 1<<31 {
+			return // no list has such a slot
+		}
+		w, err := record.ParseWriting(b, slot)
+		switch {
+		case err != nil:
+			if w != nil || !errors.Is(err, record.ErrFormat) && !errors.Is(err, record.ErrNewer) {
+				t.Errorf("got %v, %v", w, err)
+			}
+		case w == nil:
+			if !bytes.Equal(b, make([]byte, record.WritingLen)) {
+				t.Errorf("%x is free", b)
+			}
+		default:
+			if again := w.Encode(); !bytes.Equal(again, b) || w.Slot != slot || w.Durable < 0 {
+				t.Errorf("%+v encodes to %x, want %x", w, again, b)
+			}
+		}
+	})
+}
+
+func FuzzRedo(f *testing.F) {
+	for _, v := range seeds(f, "redo") {
+		f.Add(v.bytes)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		before := bytes.Clone(b)
+		file, ops, mac, signed, err := record.ParseRedo(b)
+		if !bytes.Equal(b, before) {
+			t.Error("parsing changed the record")
+		}
+		if err != nil {
+			if ops != nil || signed != nil || !errors.Is(err, record.ErrFormat) {
+				t.Errorf("got %v, %v", ops, err)
+			}
+			return
+		}
+		again, at := record.AppendRedo(nil, file, ops)
+		if !bytes.Equal(again, signed) {
+			t.Errorf("encodes to %x, signed is %x", again, signed)
+		}
+		copy(again[at:], mac[:])
+		if !bytes.HasPrefix(b, again) {
+			t.Errorf("encodes to %x, want the beginning of %x", again, b)
+		}
+		for _, op := range ops {
+			if op.Off < 0 || op.Size < 0 || op.Off+op.Size < 0 || op.Off+int64(len(op.Data)) < 0 {
+				t.Errorf("operation out of range: kind %d, off %d, size %d", op.Kind, op.Off, op.Size)
+			}
+		}
+	})
+}

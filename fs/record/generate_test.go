@@ -1,0 +1,278 @@
+package record_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kmsfs/kmsfs/crypto/fault"
+	"github.com/kmsfs/kmsfs/fs/record"
+)
+
+// generator makes vectors; its output is the same at every run.
+type generator struct {
+	t   *testing.T
+	out []vector
+}
+
+// writeVectors writes testdata/vectors. It is what -update runs.
+func writeVectors(t *testing.T) {
+	g := &generator{t: t}
+	g.directories()
+	g.stores()
+	g.writings()
+	g.redos()
+	dir := "testdata/vectors"
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range g.out {
+		if err := os.WriteFile(filepath.Join(dir, v.name+".txt"), v.text(), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func (g *generator) ok(name, comment string, v vector) {
+	g.t.Helper()
+	v.name, v.comment = v.record+"-ok-"+name, comment
+	var err error
+	if v.parsed, _, err = v.describe(); err != nil {
+		g.t.Fatalf("%s: %v", v.name, err)
+	}
+	g.out = append(g.out, v)
+}
+
+func (g *generator) bad(name, comment string, kind fault.Kind, v vector) {
+	v.name, v.comment, v.expect, v.parsed = v.record+"-"+name, comment, kind, "-"
+	g.out = append(g.out, v)
+}
+
+// damage adds what b becomes by each of the changes.
+func (g *generator) damage(of vector, changes []change) {
+	for _, c := range changes {
+		v := of
+		v.bytes = c.do(bytes.Clone(of.bytes))
+		g.bad(c.name, c.comment, c.kind, v)
+	}
+}
+
+type change struct {
+	name, comment string
+	kind          fault.Kind
+	do            func([]byte) []byte
+}
+
+func pattern(first byte, n int) []byte {
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = first + byte(i)
+	}
+	return b
+}
+
+func testDir(class string) *record.Dir {
+	return &record.Dir{ID: [16]byte(pattern(0x10, 16)), Class: class, MAC: [32]byte(pattern(0x80, 32))}
+}
+
+func (g *generator) directories() {
+	dir := func(class string) vector { return vector{record: "directory", bytes: testDir(class).Encode()} }
+	g.ok("plain", "a directory of class phi", dir("phi"))
+	g.ok("short-class", "the shortest class name", dir("a"))
+	g.ok("long-class", "the longest class name", dir(strings.Repeat("c", 32)))
+	g.damage(dir("phi"), []change{
+		{"empty", "no bytes", fault.BadFormat, func([]byte) []byte { return nil }},
+		{"magic-only", "cut after the magic", fault.BadFormat, func(b []byte) []byte { return b[:8] }},
+		{"magic", "another magic", fault.BadFormat, func(b []byte) []byte { b[0] = 'K'; return b }},
+		{"version-0", "a version that never was", fault.BadFormat, func(b []byte) []byte { b[9] = 0; return b }},
+		{"version-2", "a newer version", fault.Unsupported, func(b []byte) []byte { b[9] = 2; return b }},
+		{"version-2-long", "a newer version, longer than this one's records", fault.Unsupported, func(b []byte) []byte { b[9] = 2; return append(b, make([]byte, 100)...) }},
+		{"cut", "the last byte is missing", fault.BadFormat, func(b []byte) []byte { return b[:len(b)-1] }},
+		{"trailing", "a byte behind the record", fault.BadFormat, func(b []byte) []byte { return append(b, 0) }},
+		{"class-length", "length of the class one too large", fault.BadFormat, func(b []byte) []byte { b[26]++; return b }},
+		{"class-length-255", "length of the class beyond the record", fault.BadFormat, func(b []byte) []byte { b[26] = 255; return b }},
+		{"no-class", "a class of no bytes", fault.BadFormat, func(b []byte) []byte { b[26] = 0; return append(b[:27:27], b[30:]...) }},
+		{"class-33", "a class of 33 bytes", fault.BadFormat, func(b []byte) []byte {
+			b[26] = 33
+			return append(append(b[:27:27], bytes.Repeat([]byte("c"), 33)...), b[30:]...)
+		}},
+	})
+}
+
+// policy is the smallest policy in its canonical form.
+const policy = `{"version":1,"default":"general","classes":{"general":{"keys":["keyring:general"],"cache":"5m","names":"encrypted","chunk_size":32768}},"directories":{}}`
+
+func testStore() *record.Store {
+	return &record.Store{
+		Body: record.StoreBody{
+			ID: "000102030405060708090a0b0c0d0e0f", Created: time.Date(2025, 3, 4, 5, 6, 7, 0, time.UTC),
+			Placement: "header", HeaderSize: 1024, Suite: "aes-256-gcm", Policy: []byte(policy),
+			Keys:  map[string][]string{"general": {"keyring:general"}},
+			Names: map[string]string{"general": strings.Repeat("ab", 32)},
+		},
+		MAC: [32]byte(pattern(0x40, 32)),
+		Keys: record.StoreKeys{
+			Store: map[string][]byte{"general": pattern(1, 20)},
+			Names: map[string][]byte{"general": pattern(2, 20)},
+		},
+	}
+}
+
+// store encodes testStore after change.
+func (g *generator) store(change func(*record.Store)) vector {
+	g.t.Helper()
+	s := testStore()
+	change(s)
+	b, err := s.Encode()
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	return vector{record: "store", bytes: b}
+}
+
+func (g *generator) stores() {
+	plain := g.store(func(*record.Store) {})
+	g.ok("plain", "one class, keyring", plain)
+	g.ok("sidecar", "another placement, suite and header size", g.store(func(s *record.Store) {
+		s.Body.Placement, s.Body.Suite, s.Body.HeaderSize = "sidecar", "chacha20-poly1305", 8192
+	}))
+	g.ok("two-classes", "map members are sorted, and characters that HTML knows are escaped", g.store(func(s *record.Store) {
+		s.Body.Policy = []byte(strings.Replace(policy, `"classes":{`, `"classes":{"a":{"keys":["alias/a"],"cache":"0s","names":"plain","chunk_size":4096},`, 1))
+		s.Body.Keys["a"] = []string{"arn:aws:kms:eu-west-1:111122223333:key/k1", "arn:<&>"}
+		s.Body.Names["a"] = strings.Repeat("cd", 32)
+		s.Keys.Store["a"], s.Keys.Names["a"] = []byte{}, nil
+	}))
+	text := func(name, comment string, kind fault.Kind, old, new string) {
+		g.damage(plain, []change{{name, comment, kind, func(b []byte) []byte {
+			if !bytes.Contains(b, []byte(old)) {
+				g.t.Fatalf("%s: no %q", name, old)
+			}
+			return bytes.Replace(b, []byte(old), []byte(new), 1)
+		}}})
+	}
+	text("no-store", "another kind of file", fault.Invalid, "kmsfs store 1", "#!/bin/sh")
+	g.damage(plain, []change{
+		{"empty", "no bytes", fault.Invalid, func([]byte) []byte { return nil }},
+		{"first-line-only", "cut after the first line", fault.BadFormat, func(b []byte) []byte { return b[:14] }},
+		{"cut", "no line feed at the end", fault.BadFormat, func(b []byte) []byte { return b[:len(b)-1] }},
+		{"trailing", "a fifth line", fault.BadFormat, func(b []byte) []byte { return append(b, '\n') }},
+	})
+	text("version-2", "a newer version, whose lines are unknown", fault.Unsupported, "kmsfs store 1\n{", "kmsfs store 2\n?")
+	text("version-0", "a version that never was", fault.BadFormat, "store 1", "store 0")
+	text("version-01", "the version spelled otherwise", fault.BadFormat, "store 1", "store 01")
+	text("version-plus", "the version with a sign", fault.BadFormat, "store 1", "store +1")
+	text("version-word", "the version no number", fault.BadFormat, "store 1", "store one")
+	text("space", "white space in the JSON", fault.BadFormat, `"header_size":1024`, `"header_size": 1024`)
+	text("unknown-member", "a member that nobody knows", fault.BadFormat, `{"id"`, `{"x":1,"id"`)
+	text("member-twice", "a member twice", fault.BadFormat, `"suite"`, `"suite":"aes-256-gcm","suite"`)
+	text("member-case", "a member in capitals", fault.BadFormat, `"suite"`, `"Suite"`)
+	text("member-order", "members in another order", fault.BadFormat, `"header_size":1024,"suite":"aes-256-gcm"`, `"suite":"aes-256-gcm","header_size":1024`)
+	text("member-missing", "no policy", fault.BadFormat, `"policy":`+policy+`,`, ``)
+	text("crlf", "a carriage return", fault.BadFormat, "\n{", "\r\n{")
+	text("after-json", "more behind the JSON", fault.BadFormat, "}\nmac", "}{}\nmac")
+	text("brace-after-json", "a brace behind the JSON", fault.BadFormat, "}\nmac", "}}\nmac")
+	text("no-mac", "the MAC line is another", fault.BadFormat, "\nmac ", "\nsig ")
+	text("mac-short", "the MAC is too short", fault.BadFormat, "\nmac 40", "\nmac ")
+	text("mac-capitals", "the MAC in capitals", fault.BadFormat, "4a4b", "4A4B")
+	text("mac-hex", "the MAC is not hexadecimal", fault.BadFormat, "4a4b", "4x4b")
+	text("keys-base64", "a wrapped key is not base64", fault.BadFormat, `"store":{"general":"AQ`, `"store":{"general":"A!`)
+	text("time-zone", "the time is not in UTC", fault.BadFormat, "05:06:07Z", "05:06:07+01:00")
+	text("time", "no such time", fault.BadFormat, "2025-03-04", "2025-03-99")
+	text("id", "the id in capitals", fault.BadFormat, "0a0b0c", "0A0B0C")
+	text("id-zero", "the id that names nothing", fault.BadFormat, "000102030405060708090a0b0c0d0e0f", strings.Repeat("0", 32))
+	text("placement", "no such placement", fault.BadFormat, `"placement":"header"`, `"placement":"footer"`)
+	text("header-size", "a header size that is no power of two", fault.BadFormat, `1024`, `1025`)
+	text("header-size-small", "a header size that is too small", fault.BadFormat, `1024`, `256`)
+	text("header-size-negative", "a negative header size", fault.BadFormat, `1024`, `-1024`)
+	text("suite", "no such suite", fault.BadFormat, `"suite":"aes-256-gcm"`, `"suite":"rot13"`)
+	text("policy", "a policy that is none", fault.BadFormat, policy, `{"version":1}`)
+	text("policy-null", "no policy at all", fault.BadFormat, policy, `null`)
+	text("class-without-key", "a class of the policy has no key", fault.BadFormat, `"keys":{"general":["keyring:general"]},"names"`, `"keys":{},"names"`)
+	text("class-with-no-keys", "a class of the policy has an empty list of keys", fault.BadFormat, `"keys":{"general":["keyring:general"]},"names"`, `"keys":{"general":[]},"names"`)
+	text("invalid-utf8", "a string that is not UTF-8", fault.BadFormat, `"keys":{"general":["keyring:general"]},"names"`, "\"keys\":{\"general\":[\"keyring:\xff\"]},\"names\"")
+	text("nul", "a NUL byte in a string", fault.BadFormat, `"suite":"aes`, "\"suite\":\"\x00es")
+}
+
+func testWriting(slot int) *record.Writing {
+	return &record.Writing{Slot: slot, File: [16]byte(pattern(0x20, 16)), Ino: 1 << 40, Durable: 123456, MAC: [32]byte(pattern(0xc0, 32))}
+}
+
+func (g *generator) writings() {
+	slot := func(n int) vector { return vector{record: "writing", slot: n, bytes: testWriting(n).Encode()} }
+	g.ok("plain", "a file in slot 0", slot(0))
+	g.ok("slot-1000", "a file in slot 1000", slot(1000))
+	g.ok("free", "a free slot", vector{record: "writing", slot: 7, bytes: make([]byte, record.WritingLen)})
+	g.damage(slot(5), []change{
+		{"empty", "no bytes", fault.BadFormat, func([]byte) []byte { return nil }},
+		{"cut", "the list ends within the slot", fault.BadFormat, func(b []byte) []byte { return b[:100] }},
+		{"cut-zeros", "the list ends within a free slot", fault.BadFormat, func([]byte) []byte { return make([]byte, 100) }},
+		{"long", "a byte too many", fault.BadFormat, func(b []byte) []byte { return append(b, 0) }},
+		{"magic", "another magic", fault.BadFormat, func(b []byte) []byte { b[0] = 0; return b }},
+		{"version-0", "a version that never was", fault.BadFormat, func(b []byte) []byte { b[11] = 0; return b }},
+		{"version-2", "a newer version", fault.Unsupported, func(b []byte) []byte { b[11] = 2; return b }},
+		{"moved", "the slot of another place", fault.BadFormat, func(b []byte) []byte { b[15] = 6; return b }},
+		{"durable", "a negative size", fault.BadFormat, func(b []byte) []byte { b[40] = 0x80; return b }},
+		{"spare", "a byte where only zeros are", fault.BadFormat, func(b []byte) []byte { b[90] = 1; return b }},
+		{"only-mac", "zeros but for the MAC", fault.BadFormat, func(b []byte) []byte { clear(b[:96]); return b }},
+	})
+}
+
+// redo encodes a record of these operations, with a MAC.
+func redo(ops ...record.Op) []byte {
+	b, mac := record.AppendRedo(nil, [16]byte(pattern(0x30, 16)), ops)
+	copy(b[mac:], pattern(0x50, 32))
+	return b
+}
+
+func (g *generator) redos() {
+	write := record.Op{Kind: record.OpWrite, Off: 1024, Data: pattern(7, 40)}
+	cut := record.Op{Kind: record.OpTruncate, Off: 1064}
+	punch := record.Op{Kind: record.OpPunch, Off: 1024, Size: 1 << 40}
+	v := func(b []byte) vector { return vector{record: "redo", bytes: b} }
+	g.ok("write-cut", "a truncate to less", v(redo(write, cut)))
+	g.ok("punch", "a hole", v(redo(punch)))
+	g.ok("none", "no operations", v(redo()))
+	g.ok("empty-write", "a write of no bytes", v(redo(record.Op{Kind: record.OpWrite})))
+	g.ok("sixteen", "as many operations as there may be", v(redo(slicesOf(cut, 16)...)))
+	g.ok("rest", "what an earlier, longer record left behind it", v(append(redo(write), pattern(1, 30)...)))
+	plain := v(redo(write, cut))
+	u64 := func(at int, n uint64) func([]byte) []byte {
+		return func(b []byte) []byte { binary.BigEndian.PutUint64(b[at:], n); return b }
+	}
+	const op1, op2 = 72, 72 + 17 + 40 // where the operations are
+	g.damage(plain, []change{
+		{"empty", "no bytes", fault.BadFormat, func([]byte) []byte { return nil }},
+		{"magic", "another magic", fault.BadFormat, func(b []byte) []byte { b[0] = 0; return b }},
+		{"version-2", "another version", fault.BadFormat, func(b []byte) []byte { b[11] = 2; return b }},
+		{"seventeen", "an operation too many", fault.BadFormat, func([]byte) []byte { return redo(slicesOf(cut, 17)...) }},
+		{"count-large", "more operations than bytes for them", fault.BadFormat, func(b []byte) []byte { b[15] = 3; return b }},
+		{"count-small", "more bytes than operations", fault.BadFormat, func(b []byte) []byte { b[15] = 1; return b }},
+		{"body-long", "the body goes on behind the end", fault.BadFormat, u64(32, 1000)},
+		{"body-huge", "a body of 2^64 - 1 bytes", fault.BadFormat, u64(32, 1<<64-1)},
+		{"body-short", "the body ends within an operation", fault.BadFormat, u64(32, 17+40+16)},
+		{"kind", "no such operation", fault.BadFormat, func(b []byte) []byte { b[op1] = 4; return b }},
+		{"kind-0", "no operation", fault.BadFormat, func(b []byte) []byte { b[op1] = 0; return b }},
+		{"off", "a negative offset", fault.BadFormat, u64(op1+1, 1<<63)},
+		{"end", "the end is beyond the largest offset", fault.BadFormat, u64(op1+1, 1<<63-40)},
+		{"size", "more bytes than there are", fault.BadFormat, u64(op1+9, 1000)},
+		{"size-negative", "a negative size", fault.BadFormat, u64(op1+9, 1<<64-1)},
+		{"cut-size", "a cut with a size", fault.BadFormat, u64(op2+9, 1)},
+	})
+	for _, n := range []int{71, 72, op1 + 16, op1 + 17, op2 - 1, op2, op2 + 16} {
+		w := plain
+		w.bytes = w.bytes[:n]
+		g.bad(fmt.Sprintf("torn-%d", n), "as a crash leaves it", fault.BadFormat, w)
+	}
+}
+
+func slicesOf(op record.Op, n int) (out []record.Op) {
+	for range n {
+		out = append(out, op)
+	}
+	return out
+}
