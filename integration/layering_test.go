@@ -65,7 +65,7 @@ var layers = map[string]layer{
 	"fs/record": imports("crypto/dare", "crypto/envelope", "crypto/fault", "fs/classify"),
 	// One open file over sealed chunks, apart from cryptfs for its size: it
 	// knows chunks and redo records, not names, classes or key services.
-	"fs/chunkfile": imports("crypto/dare", "crypto/fault", "fs/backing", "fs/record").and(sysUnix),
+	"fs/chunkfile": imports("crypto/dare", "crypto/fault", "fs/record").and(sysUnix),
 	// keywrap for the Provider that is passed in, and for purposes; errgroup
 	// bounds what fsck reads at once.
 	"fs/cryptfs": imports("fs/classify", "fs/backing", "fs/record", "fs/chunkfile", "crypto/dare", "crypto/nameenc",
@@ -82,6 +82,7 @@ var layers = map[string]layer{
 	// Test tools. None of them imports the program, so that a bug there cannot
 	// hide itself.
 	"integration":                imports(),
+	"integration/model":          imports(),
 	"integration/rig":            imports().and(sysUnix),
 	"integration/kmsd":           imports("integration/kmsd/kmsserver").and(cobra),
 	"integration/kmsd/kmsserver": imports("integration/kmsd/iampolicy", "integration/kmsd/sigv4"),

@@ -8,6 +8,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	runHelper()
 	code := m.Run()
 	rig.Clean()
 	os.Exit(code)

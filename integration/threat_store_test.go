@@ -366,9 +366,14 @@ func cat(v *cryptfs.Volume, path string) ([]byte, error) {
 	}
 }
 
-// readAll reads a file with system calls and returns the first errno.
+// readAll reads a file with system calls and returns the first errno. The Go
+// runtime interrupts its own calls, and like the os package this begins again:
+// a mount that waits long for a key service answers EINTR.
 func readAll(path string) ([]byte, unix.Errno) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	for err == unix.EINTR {
+		fd, err = unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	}
 	if err != nil {
 		return nil, errnoOf(err)
 	}
