@@ -4,7 +4,6 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"strconv"
 	"strings"
 
@@ -20,7 +19,11 @@ type Dir struct {
 	proc string // "/proc/self/fd/N/", for system calls that take only paths
 }
 
-func newDir(fd int) *Dir { return &Dir{fd, "/proc/self/fd/" + strconv.Itoa(fd) + "/"} }
+func newDir(fd int) *Dir { return &Dir{fd, procPath(fd) + "/"} }
+
+// procPath names an open file for calls that take only paths. It is a link of
+// proc(5) to the file itself, not to its name.
+func procPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
 
 // OpenRoot opens the directory at path, following symlinks in path.
 func OpenRoot(path string) (*Dir, error) {
@@ -110,9 +113,24 @@ func (d *Dir) Readlink(name string) (string, error) {
 	return string(buf[:n]), nil
 }
 
-// Chmod sets the mode of name, which must not be a symlink.
+// Chmod sets the mode of name itself; a symlink, which has none, is ELOOP.
 func (d *Dir) Chmod(name string, mode uint32) error {
-	return unix.Fchmodat(d.fd, name, mode, 0)
+	// fchmodat(2) follows symlinks, and only new kernels can be told not to.
+	fd, err := retryFd(func() (int, error) {
+		return unix.Openat(d.fd, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	st, err := statAt(fd, "")
+	if err != nil {
+		return err
+	}
+	if st.Type() == unix.S_IFLNK {
+		return unix.ELOOP
+	}
+	return unix.Chmod(procPath(fd), mode)
 }
 
 // ChmodSelf sets the mode of d, also where it may not be searched.
@@ -157,15 +175,23 @@ func (d *Dir) ReadFile(name string, limit int) ([]byte, error) {
 		return nil, err
 	}
 	defer func() { _ = f.Close() }() // read only: nothing to lose
-	buf := make([]byte, limit+1)
-	n, err := f.ReadAt(buf, 0)
+	size, err := f.Size()
 	if err != nil {
 		return nil, err
 	}
-	if n > limit {
-		return nil, ErrTooBig
+	for { // with a byte more than there should be, to see that it is all
+		buf := make([]byte, min(size, int64(limit))+1)
+		n, err := f.ReadAt(buf, 0)
+		switch {
+		case err != nil:
+			return nil, err
+		case n > limit:
+			return nil, ErrTooBig
+		case n < len(buf):
+			return buf[:n], nil
+		}
+		size = 2 * int64(n) // it grows
 	}
-	return buf[:n], nil
 }
 
 // Replace makes name hold data, whatever it was: a temporary in d, written,
@@ -233,7 +259,7 @@ func (d *Dir) Lock(name string) (*File, error) {
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, ErrLocked
 		}
-		return nil, fmt.Errorf("lock: %w", err)
+		return nil, err
 	}
 	return f, nil
 }

@@ -3,7 +3,6 @@ package backing
 import (
 	"errors"
 	"io"
-	"strconv"
 
 	"golang.org/x/sys/unix"
 )
@@ -77,8 +76,18 @@ func (f *File) Punch(off, size int64) error {
 	if !errors.Is(err, unix.EOPNOTSUPP) {
 		return err
 	}
-	zeros := make([]byte, min(size, 1<<20))
-	for size > 0 { // a file system without holes
+	return f.zeroFill(off, size) // a file system without holes
+}
+
+// zeroFill writes zeros over what there is of [off, off+size).
+func (f *File) zeroFill(off, size int64) error {
+	all, err := f.Size()
+	if err != nil {
+		return err
+	}
+	size = min(size, all-off)
+	zeros := make([]byte, max(0, min(size, 1<<20)))
+	for size > 0 {
 		n := min(size, int64(len(zeros)))
 		if err := f.WriteAt(zeros[:n], off); err != nil {
 			return err
@@ -96,16 +105,17 @@ func (f *File) SeekData(off int64) (data int64, ok bool, err error) {
 	case errors.Is(err, unix.ENXIO):
 		return 0, false, nil
 	case errors.Is(err, unix.EINVAL): // no SEEK_DATA here: all is data
-		return off, true, nil
+		size, err := f.Size()
+		return off, err == nil && off < size, err
 	}
 	return n, err == nil, err
 }
 
 // SeekHole returns the offset of the first hole at or after off, at the latest
-// the end of the file.
+// the end of the file. off is less than the size; ENXIO otherwise.
 func (f *File) SeekHole(off int64) (int64, error) {
 	n, err := unix.Seek(f.fd, off, unix.SEEK_HOLE)
-	if errors.Is(err, unix.EINVAL) {
+	if errors.Is(err, unix.EINVAL) { // no SEEK_HOLE here: there is none
 		return f.Size()
 	}
 	return n, err
@@ -143,6 +153,4 @@ func (f *File) Link(to *Dir, name string) error {
 	return unix.Linkat(unix.AT_FDCWD, f.path(), to.fd, name, unix.AT_SYMLINK_FOLLOW)
 }
 
-// path names the open file for calls that take only paths. It is a link of
-// proc(5) to the file itself, not to its name.
-func (f *File) path() string { return "/proc/self/fd/" + strconv.Itoa(f.fd) }
+func (f *File) path() string { return procPath(f.fd) }
