@@ -227,7 +227,7 @@ func hardTree(t testing.TB, h *rig.Home, root string) {
 		echo one >a; ln a b; ln a ../a/b/c/third
 		printf 'big%.0s' {1..20000} >big; ln big big2
 		ln -s nowhere dangling; ln -s /etc/passwd absolute; ln -s .. up; ln -s ../a/b dir
-		ln -s "$(printf 'x%.0s' {1..2500})" long; ln -s "$(printf 'caf\351\n')" bytes
+		ln -s "$(printf 'x%.0s' {1..4000})" long; ln -s "$(printf 'caf\351\n')" bytes
 		mkfifo fifo; mknod null c 1 3`, root)
 	if err := unix.Mknod(root+"/links/sock", unix.S_IFSOCK|0o600, 0); err != nil {
 		t.Fatal(err)

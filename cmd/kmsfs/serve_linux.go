@@ -38,6 +38,7 @@ func serveMount(ctx context.Context, p *mountPlan, pass func() ([]byte, error), 
 	// collector is left as it is: 20 MiB idle and under 80 MiB streaming, measured;
 	// a memory limit would make it thrash where millions of inodes are known.
 	debug.FreeOSMemory()
+	syscall.Umask(0) // each request brings its caller's
 	server, err := fusefs.Mount(v.Volume, p.Mountpoint, fusefs.Options{
 		AllowOther: p.AllowOther, ReadOnly: p.ReadOnly, Extra: p.Options, Log: log,
 	})

@@ -346,9 +346,7 @@ func (v *Volume) linkInto(n *Node, d *backing.Dir, entry string) error {
 	}
 	side, err := v.sidecarOf(from.Dir, l.entry, st)
 	if err == nil && side != "" {
-		if err = from.Link(side, d, side); errors.Is(err, unix.EEXIST) {
-			err = nil
-		}
+		err = v.linkSidecar(from.Dir, d, side)
 	}
 	if err != nil {
 		return err

@@ -174,7 +174,7 @@ func (v *Volume) cutDisk(n *Node, disk *backing.File) error {
 	at := v.spots(n, nil)
 	defer at.release()
 	for _, d := range at.dirs {
-		_ = d.Unlink(side) // an orphan is fsck's
+		v.removeUnshared(d, side, n.key.ino)
 	}
 	return nil
 }

@@ -205,7 +205,7 @@ func (v *Volume) sidecarOf(dir *backing.Dir, entry string, st backing.Stat) (str
 }
 
 // dropSidecar removes a sidecar from a directory in which its file had a name
-// just now, unless it still has one there.
+// just now, unless it still has one there or another file needs the sidecar.
 func (v *Volume) dropSidecar(dir *backing.Dir, name string, st backing.Stat) {
 	if name == "" {
 		return
@@ -220,5 +220,5 @@ func (v *Volume) dropSidecar(dir *backing.Dir, name string, st backing.Stat) {
 			return
 		}
 	}
-	_ = dir.Unlink(name) // an orphan is fsck's
+	v.removeUnshared(dir, name, st.Ino)
 }

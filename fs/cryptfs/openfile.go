@@ -410,7 +410,7 @@ func (v *Volume) removeSidecars(n, home *Node, id envelope.ID) {
 	at := v.spots(n, home)
 	defer at.release()
 	for _, d := range at.dirs {
-		_ = d.Unlink(name) // an orphan is fsck's
+		v.removeUnshared(d, name, n.key.ino)
 	}
 }
 

@@ -285,11 +285,11 @@ func (r *renaming) before() error {
 	if !r.across() {
 		return nil
 	}
-	if err := linkSidecar(r.from.ref.Dir, r.to.ref.Dir, r.from.car); err != nil {
+	if err := r.v.linkSidecar(r.from.ref.Dir, r.to.ref.Dir, r.from.car); err != nil {
 		return err
 	}
 	if r.exchange() {
-		return linkSidecar(r.to.ref.Dir, r.from.ref.Dir, r.to.car)
+		return r.v.linkSidecar(r.to.ref.Dir, r.from.ref.Dir, r.to.car)
 	}
 	return nil
 }
@@ -303,12 +303,13 @@ func (r *renaming) replaced() *Node {
 	return r.v.nodes.find(keyOf(r.to.st))
 }
 
-func linkSidecar(from, to *backing.Dir, name string) error {
+func (v *Volume) linkSidecar(from, to *backing.Dir, name string) error {
 	if name == "" {
 		return nil
 	}
 	err := from.Link(name, to, name)
 	if errors.Is(err, unix.EEXIST) {
+		v.sharing.forget(to)
 		return nil
 	}
 	return err

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -46,6 +45,7 @@ type Volume struct {
 
 	nodes   nodeTable
 	dirs    dirCache
+	sharing sharing
 	journal *journal // nil if read-only
 
 	files struct {
@@ -62,8 +62,8 @@ type Volume struct {
 
 // Open opens a store: it checks the record against c.Keys before any key
 // service is called and against its MAC after, locks the store, and finishes
-// what a crash left open. Unless read-only it sets the process's umask to 0, as
-// new files get exactly the mode that their caller asked for.
+// what a crash left open. A process that serves others sets its umask to 0 first:
+// new files get the mode that their Caller asks for, less the process's umask.
 func Open(ctx context.Context, c Config) (*Volume, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -113,7 +113,6 @@ func (v *Volume) setUp(ctx context.Context) error {
 	if v.conf.ReadOnly {
 		return nil
 	}
-	syscall.Umask(0)
 	return v.openJournal(ctx, storeKey)
 }
 

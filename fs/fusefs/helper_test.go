@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -33,6 +34,7 @@ const (
 func TestMain(m *testing.M) {
 	name := os.Getenv(helperName)
 	if name == "" {
+		syscall.Umask(0) // as a mount's server does: each request brings its caller's
 		os.Exit(m.Run())
 	}
 	if err := becomeHelper(); err != nil {

@@ -1,0 +1,176 @@
+package integration
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kmsfs/kmsfs/integration/rig"
+)
+
+func isErrno(err error, want unix.Errno) bool { return errors.Is(err, want) }
+
+// mounted syncs a store that is mounted and idle.
+func (b *bucket) mounted(t *testing.T) {
+	m := b.store()
+	b.h.Sh(`mkdir -p "$1"/d/empty`, m.Dir)
+	put(t, m.Path("d", "f"), noise(200_000, 1))
+	put(t, m.Path("g"), noise(10, 2))
+	want := contents(readTree(t, m.Dir))
+	for _, tool := range []syncTool{awsSync, rcloneSync} {
+		b.h.Sh(tool.up, m.Store, b.name+"/"+strings.Fields(tool.name)[0])
+	}
+	m.Put("later", []byte("later"))
+	for _, tool := range []syncTool{awsSync, rcloneSync} {
+		path := filepath.Join(b.dir, tool.name)
+		b.h.Sh(tool.down, path, b.name+"/"+strings.Fields(tool.name)[0])
+		restored := b.h.Mount(path) // beside the mount of the original
+		mustEqual(t, tool.name, contents(readTree(t, restored.Dir)), want)
+		restored.Unmount()
+		b.h.Run("fsck", path)
+	}
+}
+
+// edits shows which changes of the same size a sync sees.
+func (b *bucket) edits(t *testing.T) {
+	m := b.store()
+	put(t, m.Path("f"), noise(100_000, 0))
+	both := func() {
+		b.h.Sh(awsSync.up, m.Store, b.name+"/aws")
+		b.h.Sh(rcloneSync.up, m.Store, b.name+"/rclone")
+	}
+	// have reads what the buckets hold of the file.
+	have := func(prefix, down string) []byte {
+		path, err := os.MkdirTemp(b.dir, "R")
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.h.Sh(down, path, b.name+"/"+prefix)
+		return []byte(b.h.Run("cat", path, "/f"))
+	}
+	holds := func(prefix string, tool syncTool, what string, want []byte) {
+		t.Helper()
+		if got := have(prefix, tool.down); !bytes.Equal(got, want) {
+			t.Errorf("%s: %s is not in the bucket", tool.name, what)
+		}
+	}
+	both()
+	// An edit in place, of the same size: both see it.
+	time.Sleep(1100 * time.Millisecond) // S3's times have whole seconds
+	now := noise(100_000, 0)
+	copy(now[50_000:], "an edit")
+	f, err := os.OpenFile(m.Path("f"), os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt([]byte("an edit"), 50_000); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	both()
+	holds("aws", awsSync, "an edit in place", now)
+	holds("rclone", rcloneSync, "an edit in place", now)
+
+	// The trap: other contents, the same size, an old time (rsync -a, cp -p,
+	// tar -x, touch -d). aws s3 sync does not see it, with no flag; rclone does.
+	old := now
+	now = noise(100_000, 1)
+	src := filepath.Join(b.dir, "src")
+	put(t, src, now)
+	if err := os.Chtimes(src, time.Unix(1e9, 0), time.Unix(1e9, 0)); err != nil {
+		t.Fatal(err)
+	}
+	b.h.Sh(`rsync -a "$1" "$2"`, src, m.Path("f"))
+	both()
+	b.h.Sh(awsSync.up+` --exact-timestamps`, m.Store, b.name+"/aws")
+	holds("aws", awsSync, "the file before the trap, still", old)
+	holds("rclone", rcloneSync, "a change with an old time", now)
+
+	// The narrower trap: also the time is as it was. rclone needs --checksum.
+	old = now
+	now = noise(100_000, 2)
+	put(t, src, now)
+	if err := os.Chtimes(src, time.Unix(1e9, 0), time.Unix(1e9, 0)); err != nil {
+		t.Fatal(err)
+	}
+	b.h.Sh(`rsync -a --ignore-times "$1" "$2"`, src, m.Path("f"))
+	both()
+	holds("rclone", rcloneSync, "the file before the narrower trap, still", old)
+	b.h.Sh(rcloneSync.up+` --checksum`, m.Store, b.name+"/rclone")
+	holds("rclone", rcloneSync, "a change with the same time", now)
+	// What helps with aws: copying everything.
+	b.h.Sh(`aws s3 cp --recursive --only-show-errors "$1" "s3://$2"`, m.Store, b.name+"/aws")
+	holds("aws", awsSync, "what was copied", now)
+}
+
+// intoOldCopy restores over an older copy: aws s3 sync leaves files of the same
+// size that are older than the bucket's, unless it is told --exact-timestamps.
+func (b *bucket) intoOldCopy(t *testing.T) {
+	m := b.store()
+	put(t, m.Path("f"), noise(1000, 1))
+	m.Unmount()
+	b.h.Sh(awsSync.up, m.Store, b.name)
+	copied := filepath.Join(b.dir, "R")
+	b.h.Sh(`cp -r "$1" "$2"`, m.Store, copied)
+	m.Again()
+	time.Sleep(1100 * time.Millisecond)
+	put(t, m.Path("f"), noise(1000, 2))
+	m.Unmount()
+	b.h.Sh(awsSync.up, m.Store, b.name)
+	read := func() []byte { return []byte(b.h.Run("cat", copied, "/f")) }
+	b.h.Sh(awsSync.down, copied, b.name)
+	if !bytes.Equal(read(), noise(1000, 1)) {
+		t.Error("aws s3 sync replaced an older file of the same size: docs/s3.md says otherwise")
+	}
+	b.h.Sh(awsSync.down+` --exact-timestamps`, copied, b.name)
+	if !bytes.Equal(read(), noise(1000, 2)) {
+		t.Error("--exact-timestamps did not bring the bucket's file")
+	}
+}
+
+// versions fetches an older version of a file out of a versioned bucket. It
+// reads: that a whole file is an older one is not detected.
+func (b *bucket) versions(t *testing.T) {
+	m := b.store()
+	put(t, m.Path("f"), noise(50_000, 1))
+	entry := strings.TrimSpace(b.h.Sh(`find "$1" -maxdepth 1 -type f ! -name '.kmsfs*' -printf '%f\n'`, m.Store))
+	b.h.Sh(awsSync.up, m.Store, b.name)
+	time.Sleep(1100 * time.Millisecond)
+	put(t, m.Path("f"), noise(60_000, 2))
+	m.Unmount()
+	b.h.Sh(awsSync.up, m.Store, b.name)
+	b.h.Sh(`id=$(aws s3api list-object-versions --bucket "$1" --prefix="$2" --query 'Versions[?!IsLatest]|[0].VersionId' --output text)
+		aws s3api get-object --bucket "$1" --key="$2" --version-id "$id" "$3/$2" >/dev/null`, b.name, entry, m.Store)
+	m.Again()
+	if !bytes.Equal(readFile(t, m.Path("f")), noise(50_000, 1)) {
+		t.Error("the older version does not read")
+	}
+	m.Unmount()
+	b.h.Run("fsck", m.Store)
+}
+
+// otherMachine opens a restored store where it is not known.
+func (b *bucket) otherMachine(t *testing.T) {
+	m := b.store()
+	put(t, m.Path("f"), []byte("contents"))
+	m.Unmount()
+	b.h.Sh(rcloneSync.up, m.Store, b.name)
+	restored := b.restore(rcloneSync, "R")
+	other := rig.NewHome(t)
+	b.h.Sh(`install -D -m 600 "$1"/.config/kmsfs/keyring.json "$2"/.config/kmsfs/keyring.json`, b.h.Dir, other.Dir)
+	if r := other.Try("cat", restored, "/f"); r.Code == 0 || !strings.Contains(r.Stderr, "--trust") {
+		t.Errorf("without trust: exit %d %s%s", r.Code, r.Stdout, r.Stderr)
+	}
+	there := other.Mount(restored, "--trust")
+	if got := string(readFile(t, there.Path("f"))); got != "contents" {
+		t.Errorf("got %q", got)
+	}
+}
