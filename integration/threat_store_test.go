@@ -322,13 +322,15 @@ func (s *victimStore) provider() keywrap.Provider {
 
 // open opens the store in this process, read-only, for what would take too long
 // through mounts.
-func (s *victimStore) open() *cryptfs.Volume {
+func (s *victimStore) open() *cryptfs.Volume { s.t.Helper(); return s.openFor(true) }
+
+func (s *victimStore) openFor(reading bool) *cryptfs.Volume {
 	s.t.Helper()
 	info, err := cryptfs.Inspect(s.dir)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	v, err := cryptfs.Open(context.Background(), cryptfs.Config{Store: s.dir, Provider: s.provider(), Keys: info.Keys, ReadOnly: true})
+	v, err := cryptfs.Open(context.Background(), cryptfs.Config{Store: s.dir, Provider: s.provider(), Keys: info.Keys, ReadOnly: reading})
 	if err != nil {
 		s.t.Fatal(err)
 	}
