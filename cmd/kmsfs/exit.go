@@ -102,6 +102,8 @@ var errnoOutcomes = map[syscall.Errno]outcome{
 	syscall.EACCES: {exitFailure, "check the permissions, or run as the owner of the files"},
 	syscall.EPERM:  {exitFailure, "check the permissions, or run as root"},
 	syscall.EROFS:  {exitFailure, "the file system is read-only; mount the store with --read-only"},
+	syscall.ENOENT: {exitFailure, "check the path; kmsfs ls STORE lists a store's files"},
+	syscall.EISDIR: {exitFailure, "give a file; kmsfs ls STORE PATH lists a directory"},
 	syscall.EIO:    {exitDamage, "the mount's log file tells which file is damaged"},
 
 	// A mount's answers about keys; fs/fusefs/errno.go has the table.

@@ -14,6 +14,10 @@ import (
 // neither mount(2) nor fusermount3 says it in a way that helps.
 func checkFuse() error {
 	const device = "/dev/fuse"
+	var st unix.Stat_t
+	if err := unix.Stat(device, &st); err == nil && st.Mode&unix.S_IFMT != unix.S_IFCHR {
+		return noDevice(unix.ENODEV) // a file that a container's setup left in its place
+	}
 	if os.Geteuid() != 0 {
 		// fusermount3 opens the device with its caller's rights.
 		if err := unix.Access(device, unix.R_OK|unix.W_OK); err != nil {
