@@ -141,7 +141,7 @@ func (b *bucket) intoOldCopy(t *testing.T) {
 func (b *bucket) versions(t *testing.T) {
 	m := b.store()
 	put(t, m.Path("f"), noise(50_000, 1))
-	entry := strings.TrimSpace(b.h.Sh(`find "$1" -maxdepth 1 -type f ! -name '.kmsfs*' -printf '%f\n'`, m.Store))
+	entry := strings.TrimSpace(b.h.Sh(`cd "$1" && find . -inum "$(stat -c %i "$2")" -printf '%P\n'`, m.Store, m.Path("f")))
 	b.h.Sh(awsSync.up, m.Store, b.name)
 	time.Sleep(1100 * time.Millisecond)
 	put(t, m.Path("f"), noise(60_000, 2))
