@@ -37,78 +37,78 @@ func (b *bucket) mounted(t *testing.T) {
 	}
 }
 
+// edited is a file in a mounted store, and two copies of the store in the
+// bucket, one of each tool.
+type edited struct {
+	*bucket
+	t   *testing.T
+	m   *rig.Mount
+	now []byte // the file's contents
+}
+
+func (e *edited) sync() {
+	e.t.Helper()
+	e.h.Sh(awsSync.up, e.m.Store, e.name+"/aws")
+	e.h.Sh(rcloneSync.up, e.m.Store, e.name+"/rclone")
+}
+
+// holds checks which contents a tool's copy has.
+func (e *edited) holds(prefix string, tool syncTool, what string, want []byte) {
+	e.t.Helper()
+	path, err := os.MkdirTemp(e.dir, "R")
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	e.h.Sh(tool.down, path, e.name+"/"+prefix)
+	if got := []byte(e.h.Run("cat", path, "/f")); !bytes.Equal(got, want) {
+		e.t.Errorf("%s: %s is not in the bucket", tool.name, what)
+	}
+}
+
+// replace copies other contents of the same size over the file, with a time long
+// past, and returns the old ones.
+func (e *edited) replace(seed uint64) (old []byte) {
+	e.t.Helper()
+	old, e.now = e.now, noise(len(e.now), seed)
+	src := filepath.Join(e.dir, "src")
+	put(e.t, src, e.now)
+	if err := os.Chtimes(src, time.Unix(1e9, 0), time.Unix(1e9, 0)); err != nil {
+		e.t.Fatal(err)
+	}
+	e.h.Sh(`rsync -a --ignore-times "$1" "$2"`, src, e.m.Path("f"))
+	return old
+}
+
 // edits shows which changes of the same size a sync sees.
 func (b *bucket) edits(t *testing.T) {
-	m := b.store()
-	put(t, m.Path("f"), noise(100_000, 0))
-	both := func() {
-		b.h.Sh(awsSync.up, m.Store, b.name+"/aws")
-		b.h.Sh(rcloneSync.up, m.Store, b.name+"/rclone")
-	}
-	// have reads what the buckets hold of the file.
-	have := func(prefix, down string) []byte {
-		path, err := os.MkdirTemp(b.dir, "R")
-		if err != nil {
-			t.Fatal(err)
-		}
-		b.h.Sh(down, path, b.name+"/"+prefix)
-		return []byte(b.h.Run("cat", path, "/f"))
-	}
-	holds := func(prefix string, tool syncTool, what string, want []byte) {
-		t.Helper()
-		if got := have(prefix, tool.down); !bytes.Equal(got, want) {
-			t.Errorf("%s: %s is not in the bucket", tool.name, what)
-		}
-	}
-	both()
-	// An edit in place, of the same size: both see it.
+	e := &edited{bucket: b, t: t, m: b.store(), now: noise(100_000, 0)}
+	put(t, e.m.Path("f"), e.now)
+	e.sync()
+	// An edit in place: both see it.
 	time.Sleep(1100 * time.Millisecond) // S3's times have whole seconds
-	now := noise(100_000, 0)
-	copy(now[50_000:], "an edit")
-	f, err := os.OpenFile(m.Path("f"), os.O_WRONLY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := f.WriteAt([]byte("an edit"), 50_000); err != nil {
-		t.Fatal(err)
-	}
-	if err := f.Close(); err != nil {
-		t.Fatal(err)
-	}
-	both()
-	holds("aws", awsSync, "an edit in place", now)
-	holds("rclone", rcloneSync, "an edit in place", now)
+	e.h.Sh(`printf 'an edit' | dd of="$1" bs=1 seek=50000 conv=notrunc status=none`, e.m.Path("f"))
+	copy(e.now[50_000:], "an edit")
+	e.sync()
+	e.holds("aws", awsSync, "an edit in place", e.now)
+	e.holds("rclone", rcloneSync, "an edit in place", e.now)
 
 	// The trap: other contents, the same size, an old time (rsync -a, cp -p,
 	// tar -x, touch -d). aws s3 sync does not see it, with no flag; rclone does.
-	old := now
-	now = noise(100_000, 1)
-	src := filepath.Join(b.dir, "src")
-	put(t, src, now)
-	if err := os.Chtimes(src, time.Unix(1e9, 0), time.Unix(1e9, 0)); err != nil {
-		t.Fatal(err)
-	}
-	b.h.Sh(`rsync -a "$1" "$2"`, src, m.Path("f"))
-	both()
-	b.h.Sh(awsSync.up+` --exact-timestamps`, m.Store, b.name+"/aws")
-	holds("aws", awsSync, "the file before the trap, still", old)
-	holds("rclone", rcloneSync, "a change with an old time", now)
+	old := e.replace(1)
+	e.sync()
+	b.h.Sh(awsSync.up+` --exact-timestamps`, e.m.Store, b.name+"/aws")
+	e.holds("aws", awsSync, "the file before the trap, still", old)
+	e.holds("rclone", rcloneSync, "a change with an old time", e.now)
 
 	// The narrower trap: also the time is as it was. rclone needs --checksum.
-	old = now
-	now = noise(100_000, 2)
-	put(t, src, now)
-	if err := os.Chtimes(src, time.Unix(1e9, 0), time.Unix(1e9, 0)); err != nil {
-		t.Fatal(err)
-	}
-	b.h.Sh(`rsync -a --ignore-times "$1" "$2"`, src, m.Path("f"))
-	both()
-	holds("rclone", rcloneSync, "the file before the narrower trap, still", old)
-	b.h.Sh(rcloneSync.up+` --checksum`, m.Store, b.name+"/rclone")
-	holds("rclone", rcloneSync, "a change with the same time", now)
+	old = e.replace(2)
+	e.sync()
+	e.holds("rclone", rcloneSync, "the file before the narrower trap, still", old)
+	b.h.Sh(rcloneSync.up+` --checksum`, e.m.Store, b.name+"/rclone")
+	e.holds("rclone", rcloneSync, "a change with the same time", e.now)
 	// What helps with aws: copying everything.
-	b.h.Sh(`aws s3 cp --recursive --only-show-errors "$1" "s3://$2"`, m.Store, b.name+"/aws")
-	holds("aws", awsSync, "what was copied", now)
+	b.h.Sh(`aws --endpoint-url "$S3" s3 cp --recursive --no-follow-symlinks --only-show-errors "$1" "s3://$2"`, e.m.Store, b.name+"/aws")
+	e.holds("aws", awsSync, "what was copied", e.now)
 }
 
 // intoOldCopy restores over an older copy: aws s3 sync leaves files of the same
@@ -147,8 +147,8 @@ func (b *bucket) versions(t *testing.T) {
 	put(t, m.Path("f"), noise(60_000, 2))
 	m.Unmount()
 	b.h.Sh(awsSync.up, m.Store, b.name)
-	b.h.Sh(`id=$(aws s3api list-object-versions --bucket "$1" --prefix="$2" --query 'Versions[?!IsLatest]|[0].VersionId' --output text)
-		aws s3api get-object --bucket "$1" --key="$2" --version-id "$id" "$3/$2" >/dev/null`, b.name, entry, m.Store)
+	b.h.Sh(`id=$(aws --endpoint-url "$S3" s3api list-object-versions --bucket "$1" --prefix="$2" --query 'Versions[?!IsLatest]|[0].VersionId' --output text)
+		aws --endpoint-url "$S3" s3api get-object --bucket "$1" --key="$2" --version-id "$id" "$3/$2" >/dev/null`, b.name, entry, m.Store)
 	m.Again()
 	if !bytes.Equal(readFile(t, m.Path("f")), noise(50_000, 1)) {
 		t.Error("the older version does not read")

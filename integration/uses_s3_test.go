@@ -56,8 +56,8 @@ type syncTool struct {
 }
 
 var (
-	awsSync = syncTool{name: "aws s3 sync", up: `aws s3 sync --only-show-errors --no-follow-symlinks --delete "$1" "s3://$2"`,
-		down: `aws s3 sync --only-show-errors "s3://$2" "$1"`, skips: 2}
+	awsSync = syncTool{name: "aws s3 sync", up: `aws --endpoint-url "$S3" s3 sync --only-show-errors --no-follow-symlinks --delete "$1" "s3://$2"`,
+		down: `aws --endpoint-url "$S3" s3 sync --only-show-errors "s3://$2" "$1"`, skips: 2}
 	rcloneSync = syncTool{name: "rclone sync", up: `rclone sync --links "$1" "s3:$2"`,
 		down: `rclone sync --links "s3:$2" "$1"`, links: true, mtimes: true}
 )
@@ -96,7 +96,7 @@ func startGateway(t *testing.T) *gateway {
 			_ = c.Close()
 			return &gateway{env: []string{
 				"AWS_ACCESS_KEY_ID=key", "AWS_SECRET_ACCESS_KEY=secretsecret", "AWS_SESSION_TOKEN=",
-				"AWS_REGION=us-east-1", "AWS_DEFAULT_REGION=us-east-1", "AWS_ENDPOINT_URL_S3=http://" + addr,
+				"AWS_REGION=us-east-1", "AWS_DEFAULT_REGION=us-east-1", "S3=http://" + addr, "AWS_PAGER=",
 				"AWS_CA_BUNDLE=", "NO_PROXY=127.0.0.1", "no_proxy=127.0.0.1",
 				"RCLONE_CONFIG_S3_TYPE=s3", "RCLONE_CONFIG_S3_PROVIDER=Other", "RCLONE_CONFIG_S3_ENV_AUTH=true",
 				"RCLONE_CONFIG_S3_ENDPOINT=http://" + addr, "RCLONE_CONFIG=/nonexistent/rclone.conf",
@@ -118,7 +118,7 @@ type bucket struct {
 func (g *gateway) bucket(t *testing.T, i int) *bucket {
 	t.Helper()
 	b := &bucket{h: rig.NewHome(t, g.env...), name: fmt.Sprintf("bucket-%d", i), dir: t.TempDir()}
-	b.h.Sh(`aws s3 mb "s3://$1"; aws s3api put-bucket-versioning --bucket "$1" --versioning-configuration Status=Enabled`, b.name)
+	b.h.Sh(`aws --endpoint-url "$S3" s3 mb "s3://$1"; aws --endpoint-url "$S3" s3api put-bucket-versioning --bucket "$1" --versioning-configuration Status=Enabled`, b.name)
 	return b
 }
 
