@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
@@ -150,14 +149,4 @@ func (s *kmsStore) storeID() string {
 		s.t.Fatalf("store record: %.200s", b)
 	}
 	return rest[:32]
-}
-
-// sortedKeys returns a map's keys for messages.
-func sortedKeys[V any](m map[string]V) []string {
-	var out []string
-	for k := range m {
-		out = append(out, k)
-	}
-	slices.Sort(out)
-	return out
 }

@@ -27,8 +27,7 @@ type openFile struct {
 	cf    *chunkfile.File
 	home  *Node // the directory that an unnamed file was made in
 
-	handles int         // guarded by n.mu
-	suid    atomic.Bool // the mode has bits that a write clears
+	suid atomic.Bool // the mode has bits that a write clears
 
 	joining  sync.Mutex // held while an opener adds its descriptor or key
 	disk     atomic.Pointer[backing.File]
