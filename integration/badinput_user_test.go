@@ -146,10 +146,4 @@ func TestUserEnvironment(t *testing.T) {
 	if r.Code == 0 || !strings.Contains(r.Stderr, "kmsfs: error: ") || !strings.Contains(r.Stderr, "kmsfs: hint: ") {
 		t.Errorf("without HOME: exit %d: %s", r.Code, r.Stderr)
 	}
-	r = u.sh(`export PATH=/nowhere XDG_CONFIG_HOME=$HOME/c; exec "$KMSFS" mount store m`)
-	if r.Code != 0 {
-		wantFailure(t, r, 8) // where fusermount3 is not found by its usual path either
-	} else {
-		u.must(`"$KMSFS" umount m`)
-	}
 }
