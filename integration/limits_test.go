@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -60,6 +61,22 @@ func memoryStore(t *testing.T, h *rig.Home, size string, initArgs ...string) str
 		}
 	})
 	store := filepath.Join(dir, "S")
+	h.Run(append(append([]string{"init"}, initArgs...), store)...)
+	return store
+}
+
+// ext4Store makes a store on a small ext4 of its own, on a loop device.
+func ext4Store(t *testing.T, h *rig.Home, size string, initArgs ...string) string {
+	t.Helper()
+	rig.Need(t, "root", "fuse", "mkfs.ext4")
+	dir := t.TempDir()
+	h.Sh(`truncate -s "$2" "$1"/image; mkfs.ext4 -q -b 4096 "$1"/image; mkdir "$1"/disk`, dir, size)
+	if r := h.TrySh(`mount -o loop "$1"/image "$1"/disk`, dir); r.Code != 0 {
+		t.Log(r.Stderr)
+		rig.Need(t, "loop devices")
+	}
+	t.Cleanup(func() { h.Sh(`umount "$1"/disk`, dir) })
+	store := filepath.Join(dir, "disk/S")
 	h.Run(append(append([]string{"init"}, initArgs...), store)...)
 	return store
 }
@@ -164,91 +181,114 @@ func writeSynced(path string, data []byte) error {
 	return f.Close()
 }
 
+// writeWhenFreed writes a file soon after others were removed. The room of a
+// removed file is free when the kernel has told the mount to forget it, which
+// is a moment after unlink(2) returns.
+func writeWhenFreed(t *testing.T, path string, data []byte) {
+	t.Helper()
+	var err error
+	for range 50 {
+		if err = writeSynced(path, data); errnoOf(err) != unix.ENOSPC {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	if err != nil {
+		t.Errorf("after making room: %v", err)
+	}
+}
+
 // TestFullDiskLosesNothing: whoever writes to a full disk is told so, nothing that was there
 // is lost, and room that is made can be used.
 func TestFullDiskLosesNothing(t *testing.T) {
 	eachPlacement(t, func(t *testing.T, p envelope.Placement) {
-		h := rig.NewHome(t)
-		store := memoryStore(t, h, "24m", "--placement", p.String(), "--chunk-size", "4KiB")
-		m := h.Mount(store)
-		old := map[string][][]byte{} // the contents that each file may have
-		for i := range 10 {
-			name := fmt.Sprintf("old%d", i)
-			data := bytes.Repeat([]byte{byte('a' + i)}, 30_000)
-			old[name] = [][]byte{data}
-			m.Put(name, data)
+		for name, disk := range map[string]func(*testing.T, *rig.Home, string, ...string) string{"tmpfs": memoryStore, "ext4": ext4Store} {
+			t.Run(name, func(t *testing.T) {
+				h := rig.NewHome(t)
+				fullDisk(t, h, disk(t, h, "24m", "--placement", p.String(), "--chunk-size", "4KiB"))
+			})
 		}
-		check := func(when string) {
-			t.Helper()
-			for name, want := range old {
-				got, errno := readAll(m.Path(name))
-				if errno != 0 || !slices.ContainsFunc(want, func(w []byte) bool { return bytes.Equal(got, w) }) {
-					t.Errorf("%s: %s: %d bytes, %s", when, name, len(got), errnoName(errno))
-				}
-			}
-		}
-		open, err := os.OpenFile(m.Path("old0"), os.O_RDWR, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer func() { _ = open.Close() }()
-		fill(t, m, 700_000)
-		fill(t, m, 100)
-		check("full")
-
-		// In place, at the end, and by rename: it works, or says so, and then the
-		// contents are the old ones or the new ones.
-		change := func(what, name string, now []byte, do func() error) {
-			t.Helper()
-			err := do()
-			if errno := errnoOf(err); errno != 0 && errno != unix.ENOSPC {
-				t.Errorf("%s on a full disk: %v", what, err)
-			}
-			if err == nil {
-				old[name] = nil
-			}
-			old[name] = append(old[name], now)
-			check(what)
-		}
-		change("overwriting", "old0", append([]byte("in place"), old["old0"][0][8:]...), func() error {
-			if _, err := open.WriteAt([]byte("in place"), 0); err != nil {
-				return err
-			}
-			return open.Sync()
-		})
-		change("saving", "old1", []byte("saved"), func() error {
-			if err := writeSynced(m.Path("tmp"), []byte("saved")); err != nil {
-				return err
-			}
-			return os.Rename(m.Path("tmp"), m.Path("old1"))
-		})
-		change("truncating", "old3", old["old3"][0][:100], func() error { return os.Truncate(m.Path("old3"), 100) })
-		if err := open.Close(); err != nil && errnoOf(err) != unix.ENOSPC {
-			t.Error(err)
-		}
-		check("after changes")
-		m.Unmount()
-		// A file that could not be written out is finished by the next mount.
-		for _, p := range fsck(t, h, store, -1).Problems {
-			if p.Kind != "unfinished" && p.Kind != "orphan" {
-				t.Errorf("fsck after the full disk: %+v", p)
-			}
-		}
-		m.Again()
-		check("after a remount")
-
-		h.Sh(`rm "$1"/fill*`, m.Dir)
-		now := bytes.Repeat([]byte("there is room again"), 10_000)
-		if err := writeSynced(m.Path("new"), now); err != nil {
-			t.Errorf("after making room: %v", err)
-		}
-		if got, errno := readAll(m.Path("new")); errno != 0 || !bytes.Equal(got, now) {
-			t.Errorf("after making room: %d bytes, %s", len(got), errnoName(errno))
-		}
-		check("after making room")
-		m.Unmount()
-		fsck(t, h, store, 0)
 	})
+}
+
+// fullDisk fills a store's disk, works on, and makes room again.
+func fullDisk(t *testing.T, h *rig.Home, store string) {
+	m := h.Mount(store)
+	old := map[string][][]byte{} // the contents that each file may have
+	for i := range 10 {
+		name := fmt.Sprintf("old%d", i)
+		data := bytes.Repeat([]byte{byte('a' + i)}, 30_000)
+		old[name] = [][]byte{data}
+		m.Put(name, data)
+	}
+	check := func(when string) {
+		t.Helper()
+		for name, want := range old {
+			got, errno := readAll(m.Path(name))
+			if errno != 0 || !slices.ContainsFunc(want, func(w []byte) bool { return bytes.Equal(got, w) }) {
+				t.Errorf("%s: %s: %d bytes, %s", when, name, len(got), errnoName(errno))
+			}
+		}
+	}
+	open, err := os.OpenFile(m.Path("old0"), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = open.Close() }()
+	fill(t, m, 700_000)
+	fill(t, m, 100)
+	check("full")
+
+	// In place, at the end, and by rename: it works, or says so, and then the
+	// contents are the old ones or the new ones.
+	change := func(what, name string, now []byte, do func() error) {
+		t.Helper()
+		err := do()
+		if errno := errnoOf(err); errno != 0 && errno != unix.ENOSPC {
+			t.Errorf("%s on a full disk: %v", what, err)
+		}
+		if err == nil {
+			old[name] = nil
+		}
+		old[name] = append(old[name], now)
+		check(what)
+	}
+	change("overwriting", "old0", append([]byte("in place"), old["old0"][0][8:]...), func() error {
+		if _, err := open.WriteAt([]byte("in place"), 0); err != nil {
+			return err
+		}
+		return open.Sync()
+	})
+	change("saving", "old1", []byte("saved"), func() error {
+		if err := writeSynced(m.Path("tmp"), []byte("saved")); err != nil {
+			return err
+		}
+		return os.Rename(m.Path("tmp"), m.Path("old1"))
+	})
+	change("truncating", "old3", old["old3"][0][:100], func() error { return os.Truncate(m.Path("old3"), 100) })
+	if err := open.Close(); err != nil && errnoOf(err) != unix.ENOSPC {
+		t.Error(err)
+	}
+	check("after changes")
+	m.Unmount()
+	// A file that could not be written out is finished by the next mount.
+	for _, p := range fsck(t, h, store, -1).Problems {
+		if p.Kind != "unfinished" && p.Kind != "orphan" {
+			t.Errorf("fsck after the full disk: %+v", p)
+		}
+	}
+	m.Again()
+	check("after a remount")
+
+	h.Sh(`rm "$1"/fill*`, m.Dir)
+	now := bytes.Repeat([]byte("there is room again"), 10_000)
+	writeWhenFreed(t, m.Path("new"), now)
+	if got, errno := readAll(m.Path("new")); errno != 0 || !bytes.Equal(got, now) {
+		t.Errorf("after making room: %d bytes, %s", len(got), errnoName(errno))
+	}
+	check("after making room")
+	m.Unmount()
+	fsck(t, h, store, 0)
 }
 
 // TestFullDiskMount: a store on a full disk mounts, and can be emptied.
@@ -269,9 +309,7 @@ func TestFullDiskMount(t *testing.T) {
 		if err := os.Remove(m.Path("removed")); err != nil {
 			t.Error(err)
 		}
-		if err := writeSynced(m.Path("new"), []byte("new")); err != nil {
-			t.Errorf("after making room: %v", err)
-		}
+		writeWhenFreed(t, m.Path("new"), []byte("new"))
 		m.Unmount()
 		fsck(t, h, store, 0)
 	})
