@@ -230,10 +230,16 @@ func (m *Mount) Kill() {
 	}
 }
 
+// zombie reports whether nothing is left of a process but its exit status. Its
+// first thread may be dead while others still hold its files, and locks.
 func zombie(pid int) bool {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return true
+	}
+	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	if err != nil || len(threads) > 1 {
+		return err != nil
 	}
 	i := bytes.LastIndexByte(b, ')')
 	return i >= 0 && bytes.HasPrefix(b[i+1:], []byte(" Z"))
