@@ -65,7 +65,7 @@ func TestUserFirstSession(t *testing.T) {
 		echo hello > m/file; mkdir m/dir; cp -a /usr/share/doc/bash m/dir/; ln m/file m/link; ln -s file m/sym
 		mkfifo m/fifo; chmod 640 m/file; touch -d 2001-01-01 m/file; test "$(stat -c %U:%a m/file)" = nobody:640
 		setfattr -n user.x -v y m/file; test "$(stat -c %Y m/file)" = 978307200
-		"$KMSFS" status | grep -q store; "$KMSFS" info m/file | grep -q keyring:general; df m > df.out
+		"$KMSFS" status | grep store >/dev/null; "$KMSFS" info m/file | grep keyring:general >/dev/null; df m > df.out
 		"$KMSFS" umount m; "$KMSFS" mount store m
 		diff -r --no-dereference /usr/share/doc/bash m/dir/bash; cat m/sym; "$KMSFS" umount m
 		"$KMSFS" fsck store; "$KMSFS" ls store > /dev/null; "$KMSFS" cat store file

@@ -291,7 +291,9 @@ func (v *Volume) closeHandle(f *openFile) error {
 func (f *openFile) finish() error {
 	v, n := f.v, f.n
 	err := f.cf.Flush()
-	n.gen++
+	if f.writable.Load() {
+		n.gen++
+	}
 	n.mu.Lock()
 	n.file = nil
 	n.mu.Unlock()

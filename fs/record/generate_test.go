@@ -147,21 +147,18 @@ func (g *generator) stores() {
 		s.Body.Names["a"] = strings.Repeat("cd", 32)
 		s.Keys.Store["a"], s.Keys.Names["a"] = []byte{}, nil
 	}))
-	text := func(name, comment string, kind fault.Kind, old, new string) {
-		g.damage(plain, []change{{name, comment, kind, func(b []byte) []byte {
-			if !bytes.Contains(b, []byte(old)) {
-				g.t.Fatalf("%s: no %q", name, old)
-			}
-			return bytes.Replace(b, []byte(old), []byte(new), 1)
-		}}})
-	}
-	text("no-store", "another kind of file", fault.Invalid, "kmsfs store 1", "#!/bin/sh")
+	g.text(plain)("no-store", "another kind of file", fault.Invalid, "kmsfs store 1", "#!/bin/sh")
 	g.damage(plain, []change{
 		{"empty", "no bytes", fault.Invalid, func([]byte) []byte { return nil }},
 		{"first-line-only", "cut after the first line", fault.BadFormat, func(b []byte) []byte { return b[:14] }},
 		{"cut", "no line feed at the end", fault.BadFormat, func(b []byte) []byte { return b[:len(b)-1] }},
 		{"trailing", "a fifth line", fault.BadFormat, func(b []byte) []byte { return append(b, '\n') }},
 	})
+	g.storeLines(g.text(plain))
+	g.storeValues(g.text(plain))
+}
+
+func (g *generator) storeLines(text func(name, comment string, kind fault.Kind, old, new string)) {
 	text("version-2", "a newer version, whose lines are unknown", fault.Unsupported, "kmsfs store 1\n{", "kmsfs store 2\n?")
 	text("version-0", "a version that never was", fault.BadFormat, "store 1", "store 0")
 	text("version-01", "the version spelled otherwise", fault.BadFormat, "store 1", "store 01")
@@ -181,6 +178,9 @@ func (g *generator) stores() {
 	text("mac-capitals", "the MAC in capitals", fault.BadFormat, "4a4b", "4A4B")
 	text("mac-hex", "the MAC is not hexadecimal", fault.BadFormat, "4a4b", "4x4b")
 	text("keys-base64", "a wrapped key is not base64", fault.BadFormat, `"store":{"general":"AQ`, `"store":{"general":"A!`)
+}
+
+func (g *generator) storeValues(text func(name, comment string, kind fault.Kind, old, new string)) {
 	text("time-zone", "the time is not in UTC", fault.BadFormat, "05:06:07Z", "05:06:07+01:00")
 	text("time", "no such time", fault.BadFormat, "2025-03-04", "2025-03-99")
 	text("id", "the id in capitals", fault.BadFormat, "0a0b0c", "0A0B0C")
@@ -196,6 +196,18 @@ func (g *generator) stores() {
 	text("class-with-no-keys", "a class of the policy has an empty list of keys", fault.BadFormat, `"keys":{"general":["keyring:general"]},"names"`, `"keys":{"general":[]},"names"`)
 	text("invalid-utf8", "a string that is not UTF-8", fault.BadFormat, `"keys":{"general":["keyring:general"]},"names"`, "\"keys\":{\"general\":[\"keyring:\xff\"]},\"names\"")
 	text("nul", "a NUL byte in a string", fault.BadFormat, `"suite":"aes`, "\"suite\":\"\x00es")
+}
+
+// text returns a function that adds v with a text in it replaced.
+func (g *generator) text(v vector) func(name, comment string, kind fault.Kind, old, new string) {
+	return func(name, comment string, kind fault.Kind, old, new string) {
+		g.damage(v, []change{{name, comment, kind, func(b []byte) []byte {
+			if !bytes.Contains(b, []byte(old)) {
+				g.t.Fatalf("%s: no %q", name, old)
+			}
+			return bytes.Replace(b, []byte(old), []byte(new), 1)
+		}}})
+	}
 }
 
 func testWriting(slot int) *record.Writing {
