@@ -48,7 +48,7 @@ func (a *app) runUmount(ctx context.Context, o umountOptions) error {
 	}
 	server := serverOf(ctx, m)
 	defer server.close()
-	if err := detach(m.Mountpoint, o.lazy); err != nil {
+	if err := detachPatiently(ctx, m.Mountpoint, o.lazy); err != nil {
 		if errors.Is(err, unix.EBUSY) {
 			return fail(errBusy, o.mountpoint+" is in use", "fuser -vm "+shellQuote(m.Mountpoint)+" shows by whom; --lazy detaches it all the same")
 		}
@@ -83,6 +83,25 @@ func findMount(path string) (*mountEntry, error) {
 		return nil, fail(errNotAMount, path+" is not a kmsfs mountpoint", "kmsfs status lists the mounts")
 	}
 	return m, nil
+}
+
+// busyPatience is how long a mount may be in use before umount says so. A
+// descriptor that a program just closed can live on for a moment in a child
+// that it is starting.
+const busyPatience = time.Second
+
+func detachPatiently(ctx context.Context, mountpoint string, lazy bool) error {
+	for end := time.Now().Add(busyPatience); ; {
+		err := detach(mountpoint, lazy)
+		if !errors.Is(err, unix.EBUSY) || time.Now().After(end) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(5 * pollPause):
+		}
+	}
 }
 
 // detach unmounts: with umount(2) where this process may, else through

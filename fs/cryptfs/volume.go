@@ -116,6 +116,11 @@ func (v *Volume) setUp(ctx context.Context) error {
 	return v.openJournal(ctx, storeKey)
 }
 
+// lockPatience is how long an owner of the store may take to let go: one that
+// ends just now, or a child it was starting, which has its descriptors until it
+// runs its own program.
+const lockPatience = time.Second
+
 // lockStore makes sure that no other process changes the store. A read-only
 // volume works beside one, and on a disk that takes no lock.
 func (v *Volume) lockStore() error {
@@ -123,6 +128,10 @@ func (v *Volume) lockStore() error {
 		return nil
 	}
 	lock, err := v.meta.Lock(lockFile)
+	for end := time.Now().Add(lockPatience); errors.Is(err, backing.ErrLocked) && time.Now().Before(end); {
+		time.Sleep(lockPatience / 20)
+		lock, err = v.meta.Lock(lockFile)
+	}
 	switch {
 	case errors.Is(err, backing.ErrLocked):
 		return ErrLocked
