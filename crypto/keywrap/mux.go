@@ -13,17 +13,24 @@ import (
 type Mux struct {
 	AWS     Provider // "arn:…" and "alias/…"
 	Keyring Provider // "keyring:NAME"
+	PKCS11  Provider // "pkcs11:…" (RFC 7512)
 }
 
-var _ Provider = Mux{}
+var (
+	_ Provider = Mux{}
+	_ Checker  = Mux{}
+)
 
-// Scheme returns the service that a key URI names: "aws", "keyring", or "".
+// Scheme returns the service that a key URI names: "aws", "keyring", "pkcs11",
+// or "".
 func Scheme(key string) string {
 	switch {
 	case strings.HasPrefix(key, "arn:"), strings.HasPrefix(key, "alias/"):
 		return "aws"
 	case strings.HasPrefix(key, "keyring:") && len(key) > len("keyring:"):
 		return "keyring"
+	case strings.HasPrefix(key, "pkcs11:") && len(key) > len("pkcs11:"):
+		return "pkcs11"
 	}
 	return ""
 }
@@ -35,10 +42,15 @@ func (m Mux) pick(op, key string) (Provider, error) {
 		p = m.AWS
 	case "keyring":
 		p = m.Keyring
+	case "pkcs11":
+		p = m.PKCS11
 	}
 	if p == nil {
-		return nil, &CallError{Op: op, Key: key, Err: fmt.Errorf("%w: %q", ErrBadURI, key),
-			Hint: "use an AWS KMS key ARN, alias/NAME, or keyring:NAME"}
+		hint := "use an AWS KMS key ARN, alias/NAME, keyring:NAME, or pkcs11:…"
+		if Scheme(key) == "pkcs11" {
+			hint = "this program has no PKCS#11, or no module is configured"
+		}
+		return nil, &CallError{Op: op, Key: key, Err: fmt.Errorf("%w: %q", ErrBadURI, key), Hint: hint}
 	}
 	return p, nil
 }
@@ -95,4 +107,24 @@ func (m Mux) Describe(ctx context.Context, key string) (Description, error) {
 		return Description{}, err
 	}
 	return p.Describe(ctx, key)
+}
+
+// Check implements Checker. A ReEncrypt between two services is a Decrypt with
+// one and an Encrypt with the other, and checked as these.
+func (m Mux) Check(ctx context.Context, c Check) error {
+	p, err := m.pick(c.Op, c.KeyURI())
+	if err != nil {
+		return err
+	}
+	if c.Op != OpReEncrypt || Scheme(c.KeyURI()) == Scheme(c.ToKey) {
+		return CheckWith(ctx, p, c)
+	}
+	to, err := m.pick(c.Op, c.ToKey)
+	if err != nil {
+		return err
+	}
+	if err := CheckWith(ctx, p, Check{Op: OpDecrypt, Key: c.Key, Wrapped: c.Wrapped, Context: c.Context}); err != nil {
+		return err
+	}
+	return CheckWith(ctx, to, Check{Op: OpEncrypt, Key: c.ToKey, Context: c.ToContext})
 }
