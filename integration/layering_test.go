@@ -54,6 +54,7 @@ var layers = map[string]layer{
 	"crypto/keywrap/keyring": imports("crypto/keywrap", "crypto/fault", "crypto/keymem").
 		and(tink, "golang.org/x/crypto/argon2"),
 	"crypto/keywrap/keywraptest": imports("crypto/keywrap", "crypto/fault", "crypto/keymem"),
+	"crypto/keywrap/keypolicy":   imports("crypto/keywrap", "crypto/fault"),
 	"crypto/envelope":            imports("crypto/keywrap", "crypto/keymem", "crypto/fault"),
 
 	// The policy is written in YAML, and parsing it belongs to its rules.
