@@ -16,7 +16,11 @@ type Config struct {
 	Keys     map[string][]string // class -> key URIs that this machine has pinned; the store's must be the same
 	ReadOnly bool                // no lock, no repair, no change
 	Alone    bool                // read-only, but with nobody else at the store
-	Log      *slog.Logger        // nil: nothing is logged. Plaintext names never are.
+	// WriteOnly lets files be made, written and named, and none be read: for a
+	// principal that may unwrap keys for names and for the store record only. The
+	// key of a file goes when its last handle does.
+	WriteOnly bool
+	Log       *slog.Logger // nil: nothing is logged. Plaintext names never are.
 	// SameKey tells that two key URIs are one key, such as replicas of a
 	// multi-Region key; nil: only equal URIs are.
 	SameKey func(a, b string) bool

@@ -24,6 +24,9 @@ var (
 	ErrLocked = fault.New(fault.Conflict, "cryptfs: store is in use by another process")
 	// ErrClassMismatch means that the policy and the directory's record disagree.
 	ErrClassMismatch = fault.New(fault.Forbidden, "cryptfs: policy and directory record name different classes")
+	// ErrWriteOnly means that a write-only volume was asked to read a file, or to
+	// go on with one that is there.
+	ErrWriteOnly = fault.New(fault.KeyDenied, "cryptfs: the mount is write-only")
 	// ErrReserved means a name or attribute that kmsfs keeps for itself.
 	ErrReserved = fault.New(fault.Forbidden, "cryptfs: name is reserved")
 	// ErrCrossClass means that an operation would move a file to another class.

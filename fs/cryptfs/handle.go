@@ -21,6 +21,7 @@ type Handle struct {
 }
 
 type openMode struct {
+	read  bool
 	write bool
 	cut   bool // to nothing
 }
@@ -28,7 +29,8 @@ type openMode struct {
 // Open opens a regular file. flags are open(2)'s; O_TRUNC is honoured. killPriv
 // clears setuid and setgid bits if the file is cut.
 func (v *Volume) Open(ctx context.Context, n *Node, flags int, killPriv bool) (*Handle, error) {
-	m := openMode{write: flags&unix.O_ACCMODE != unix.O_RDONLY, cut: flags&unix.O_TRUNC != 0}
+	access := flags & unix.O_ACCMODE
+	m := openMode{read: access != unix.O_WRONLY, write: access != unix.O_RDONLY, cut: flags&unix.O_TRUNC != 0}
 	h, err := v.open(ctx, n, m)
 	if err != nil {
 		return nil, v.note(err)
@@ -51,6 +53,9 @@ func (v *Volume) open(ctx context.Context, n *Node, m openMode) (*Handle, error)
 		return nil, unix.ENXIO
 	}
 	write := m.write || m.cut
+	if v.conf.WriteOnly && m.read && !m.cut {
+		return nil, ErrWriteOnly
+	}
 	if write {
 		if err := v.mayWrite(ctx, n); err != nil {
 			return nil, err
@@ -130,6 +135,8 @@ func (v *Volume) openStored(ctx context.Context, n *Node, m openMode, gen uint64
 	}
 	o.disk, o.size, o.cut = disk, st.Size, m.cut && st.Size > 0
 	switch {
+	case block != nil && v.conf.WriteOnly:
+		err = ErrWriteOnly
 	case block != nil:
 		o.sec, err = v.unwrap(ctx, n.class, block)
 	case m.write:

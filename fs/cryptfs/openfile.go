@@ -67,10 +67,20 @@ func (s *secrets) wipe() {
 	}
 }
 
+// dataKeys returns the keys of a class's files. A write-only volume keeps none
+// behind a file's last handle.
+func (v *Volume) dataKeys(c *class) envelope.Class {
+	ec := c.keys()
+	if v.conf.WriteOnly {
+		ec.Cache = 0
+	}
+	return ec
+}
+
 // newKey asks the key service for the key of a new file.
 func (v *Volume) newKey(ctx context.Context, c *class) (secrets, error) {
 	fixed := envelope.Fixed{Suite: uint8(v.layout.Suite), ChunkSize: c.geo.ChunkSize, Store: v.layout.ID, File: envelope.NewID()}
-	h, k, err := v.keys.Create(ctx, c.keys(), keywrap.PurposeData, fixed, v.layout.HeaderSize)
+	h, k, err := v.keys.Create(ctx, v.dataKeys(c), keywrap.PurposeData, fixed, v.layout.HeaderSize)
 	if err != nil {
 		return secrets{}, fmt.Errorf("new file: %w", err)
 	}
@@ -87,7 +97,7 @@ func (v *Volume) unwrap(ctx context.Context, c *class, b []byte) (secrets, error
 	if h.Suite != uint8(v.layout.Suite) || h.ChunkSize != c.geo.ChunkSize || h.BlockSize != v.layout.HeaderSize {
 		return secrets{}, fmt.Errorf("file %s: %w", h.File, ErrHeader)
 	}
-	k, err := v.keys.Open(ctx, c.keys(), keywrap.PurposeData, h)
+	k, err := v.keys.Open(ctx, v.dataKeys(c), keywrap.PurposeData, h)
 	if err != nil {
 		return secrets{}, fmt.Errorf("file %s: %w", h.File, err)
 	}
