@@ -76,6 +76,11 @@ var layers = map[string]layer{
 	// unsafe for the size of a struct of the kernel's.
 	"fs/fusefs": imports("fs/cryptfs", "crypto/keywrap", "crypto/fault").and(goFuse, sysUnix, "unsafe"),
 
+	// Prometheus metrics of one mount. It reads cryptfs.Status and takes what cmd
+	// hands it of the key services' limits and the audit log.
+	"fs/metrics": imports("fs/cryptfs", "crypto/keywrap", "crypto/fault").
+		and("github.com/prometheus/client_golang/prometheus"),
+
 	"cmd/kmsfs": imports("crypto/dare", "crypto/envelope", "crypto/fault", "crypto/keymem", "crypto/keywrap",
 		"crypto/keywrap/awskms", "crypto/keywrap/keyring", "fs/classify", "fs/cryptfs", "fs/fusefs").
 		and(cobra, "github.com/spf13/pflag", "github.com/schollz/progressbar/v3", "golang.org/x/term", sysUnix),
