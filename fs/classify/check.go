@@ -14,12 +14,18 @@ import (
 var (
 	classPattern = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,31}$`)
 	keyPattern   = regexp.MustCompile(`^(arn:[a-z][a-z0-9-]*:kms:[a-z0-9-]+:[0-9]{12}:(key/[A-Za-z0-9-]{1,128}|alias/[A-Za-z0-9/_-]{1,250})` +
-		`|alias/[A-Za-z0-9/_-]{1,250}|keyring:[a-z0-9][a-z0-9._-]{0,62})$`)
+		`|alias/[A-Za-z0-9/_-]{1,250}|keyring:[a-z0-9][a-z0-9._-]{0,62}|pkcs11:[A-Za-z0-9%;=?&/|+,:@!$'()*\[\]._~-]{1,500})$`)
+)
+
+const (
+	dataKeysPerFile = "per-file"
+	dataKeysShared  = "shared"
 )
 
 const (
 	classHint = "a class name is a lower-case letter and up to 31 of a-z, 0-9, _ and -"
 	keyHint   = "write an AWS KMS key ARN, alias/NAME or keyring:NAME"
+	dataHint  = "write per-file or shared"
 	cacheHint = "write a duration such as 90s, 5m or 0s"
 	chunkHint = "write 4KiB, 8KiB, 16KiB, 32KiB or 64KiB"
 	ruleHint  = "write a directory of the mount, such as /patients"
@@ -87,14 +93,15 @@ func checkClass(name string, c Class) *ParseError {
 	if n := len(c.Keys); n < 1 || n > MaxKeys {
 		return &ParseError{Field: field + ".keys", Problem: fmt.Sprintf("%d keys", n), Hint: "write 1 to 8 of them, such as [\"keyring:general\"]"}
 	}
-	for i, key := range c.Keys {
-		at := field + ".keys[" + strconv.Itoa(i) + "]"
-		if len(key) > maxKeyURI || !keyPattern.MatchString(key) {
-			return &ParseError{Field: at, Problem: show(key) + " is no key URI", Hint: keyHint}
-		}
-		if slices.Contains(c.Keys[:i], key) {
-			return &ParseError{Field: at, Problem: "the same key twice", Hint: "remove one of the two"}
-		}
+	if bad := checkKeys(field+".keys", c.Keys); bad != nil {
+		return bad
+	}
+	if bad := checkRetired(field+".retired", c); bad != nil {
+		return bad
+	}
+	if c.Shared && c.Cache == 0 {
+		return &ParseError{Field: field + ".data_keys", Problem: "shared, but cache: 0s asks for a call at every open, and shared keys save calls",
+			Hint: "write a cache time, or data_keys: per-file"}
 	}
 	if c.Cache < 0 || c.Cache > MaxCache {
 		return &ParseError{Field: field + ".cache", Problem: formatDuration(c.Cache) + " is out of range", Hint: "write 0s to 168h"}
@@ -104,6 +111,37 @@ func checkClass(name string, c Class) *ParseError {
 	}
 	if n := c.ChunkSize; n < minChunk || n > maxChunk || n&(n-1) != 0 {
 		return &ParseError{Field: field + ".chunk_size", Problem: fmt.Sprintf("%d bytes is not a chunk size", n), Hint: chunkHint}
+	}
+	return nil
+}
+
+func checkKeys(field string, keys []string) *ParseError {
+	for i, key := range keys {
+		at := field + "[" + strconv.Itoa(i) + "]"
+		if len(key) > maxKeyURI || !keyPattern.MatchString(key) {
+			return &ParseError{Field: at, Problem: show(key) + " is no key URI", Hint: keyHint}
+		}
+		if strings.HasPrefix(key, "pkcs11:") && strings.Contains(key, "pin-value") {
+			return &ParseError{Field: at, Problem: "a PIN in a key URI, which stands in every header", Hint: "give the PIN in a file (pin-source) or the environment"}
+		}
+		if slices.Contains(keys[:i], key) {
+			return &ParseError{Field: at, Problem: "the same key twice", Hint: "remove one of the two"}
+		}
+	}
+	return nil
+}
+
+func checkRetired(field string, c Class) *ParseError {
+	if n := len(c.Retired); n > MaxRetired {
+		return &ParseError{Field: field, Problem: fmt.Sprintf("%d keys", n), Hint: "write at most 16; kmsfs keys tells which of them nothing depends on"}
+	}
+	if bad := checkKeys(field, c.Retired); bad != nil {
+		return bad
+	}
+	for i, key := range c.Retired {
+		if slices.Contains(c.Keys, key) {
+			return &ParseError{Field: field + "[" + strconv.Itoa(i) + "]", Problem: "the key is among keys as well", Hint: "remove one of the two"}
+		}
 	}
 	return nil
 }

@@ -45,9 +45,9 @@ func TestParseFillsInDefaults(t *testing.T) {
 		Version: 1,
 		Default: "general",
 		Classes: map[string]classify.Class{
-			"general": {[]string{"keyring:general"}, 5 * time.Minute, classify.NamesEncrypted, 32 << 10},
-			"phi":     {[]string{"arn:aws:kms:us-east-1:111122223333:key/mrk-1", "alias/recovery"}, 0, classify.NamesEncrypted, 32 << 10},
-			"pci":     {[]string{"alias/pci"}, 5 * time.Minute, classify.NamesPlain, 4 << 10},
+			"general": {Keys: []string{"keyring:general"}, Cache: 5 * time.Minute, Names: classify.NamesEncrypted, ChunkSize: 32 << 10},
+			"phi":     {Keys: []string{"arn:aws:kms:us-east-1:111122223333:key/mrk-1", "alias/recovery"}, Cache: 0, Names: classify.NamesEncrypted, ChunkSize: 32 << 10},
+			"pci":     {Keys: []string{"alias/pci"}, Cache: 5 * time.Minute, Names: classify.NamesPlain, ChunkSize: 4 << 10},
 		},
 		Directories: map[string]string{"/patients": "phi", "/patients/old/public": "general", "/cards/raw": "pci"},
 	}
@@ -230,20 +230,25 @@ func TestBounds(t *testing.T) {
 // TestCheckClass changes one field of a good policy at a time.
 func TestCheckClass(t *testing.T) {
 	for what, change := range map[string]func(p *classify.Policy, c *classify.Class){
-		"version":        func(p *classify.Policy, _ *classify.Class) { p.Version = 2 },
-		"default":        func(p *classify.Policy, _ *classify.Class) { p.Default = "nope" },
-		"rule class":     func(p *classify.Policy, _ *classify.Class) { p.Directories["/x"] = "nope" },
-		"rule not clean": func(p *classify.Policy, _ *classify.Class) { p.Directories["/x/"] = "general" },
-		"class name":     func(p *classify.Policy, c *classify.Class) { p.Classes["PHI"] = *c },
-		"no key":         func(_ *classify.Policy, c *classify.Class) { c.Keys = nil },
-		"bad key":        func(_ *classify.Policy, c *classify.Class) { c.Keys = []string{"vault:x"} },
-		"key twice":      func(_ *classify.Policy, c *classify.Class) { c.Keys = []string{"alias/x", "alias/x"} },
-		"cache":          func(_ *classify.Policy, c *classify.Class) { c.Cache = -1 },
-		"long cache":     func(_ *classify.Policy, c *classify.Class) { c.Cache = classify.MaxCache + 1 },
-		"names":          func(_ *classify.Policy, c *classify.Class) { c.Names = "" },
-		"no chunk size":  func(_ *classify.Policy, c *classify.Class) { c.ChunkSize = 0 },
-		"chunk size":     func(_ *classify.Policy, c *classify.Class) { c.ChunkSize = 12 << 10 },
-		"big chunk size": func(_ *classify.Policy, c *classify.Class) { c.ChunkSize = 128 << 10 },
+		"version":          func(p *classify.Policy, _ *classify.Class) { p.Version = 2 },
+		"default":          func(p *classify.Policy, _ *classify.Class) { p.Default = "nope" },
+		"rule class":       func(p *classify.Policy, _ *classify.Class) { p.Directories["/x"] = "nope" },
+		"rule not clean":   func(p *classify.Policy, _ *classify.Class) { p.Directories["/x/"] = "general" },
+		"class name":       func(p *classify.Policy, c *classify.Class) { p.Classes["PHI"] = *c },
+		"no key":           func(_ *classify.Policy, c *classify.Class) { c.Keys = nil },
+		"bad key":          func(_ *classify.Policy, c *classify.Class) { c.Keys = []string{"vault:x"} },
+		"key twice":        func(_ *classify.Policy, c *classify.Class) { c.Keys = []string{"alias/x", "alias/x"} },
+		"retired twice":    func(_ *classify.Policy, c *classify.Class) { c.Retired = []string{"alias/x", "alias/x"} },
+		"retired in use":   func(_ *classify.Policy, c *classify.Class) { c.Retired = []string{c.Keys[0]} },
+		"bad retired":      func(_ *classify.Policy, c *classify.Class) { c.Retired = []string{"x"} },
+		"many retired":     func(_ *classify.Policy, c *classify.Class) { c.Retired = make([]string, classify.MaxRetired+1) },
+		"shared, no cache": func(_ *classify.Policy, c *classify.Class) { c.Shared, c.Cache = true, 0 },
+		"cache":            func(_ *classify.Policy, c *classify.Class) { c.Cache = -1 },
+		"long cache":       func(_ *classify.Policy, c *classify.Class) { c.Cache = classify.MaxCache + 1 },
+		"names":            func(_ *classify.Policy, c *classify.Class) { c.Names = "" },
+		"no chunk size":    func(_ *classify.Policy, c *classify.Class) { c.ChunkSize = 0 },
+		"chunk size":       func(_ *classify.Policy, c *classify.Class) { c.ChunkSize = 12 << 10 },
+		"big chunk size":   func(_ *classify.Policy, c *classify.Class) { c.ChunkSize = 128 << 10 },
 	} {
 		p := classify.Single("general", "keyring:general")
 		if err := p.Check(); err != nil {
@@ -264,6 +269,7 @@ func TestKeyURIs(t *testing.T) {
 		"arn:aws:kms:us-east-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab", "arn:aws:kms:us-east-1:111122223333:key/mrk-1f",
 		"arn:aws-us-gov:kms:us-gov-west-1:111122223333:alias/a/b_c", "arn:aws-cn:kms:cn-north-1:111122223333:key/x", "alias/x", "alias/team/pci",
 		"keyring:general", "keyring:team-1.a_b", "keyring:" + strings.Repeat("x", 63),
+		"pkcs11:token=kmsfs%20test;object=phi;type=secret-key", "pkcs11:token=x;object=y?module-name=softhsm2&pin-source=file:/etc/pin",
 	} {
 		if err := classify.Single("c", key).Check(); err != nil {
 			t.Errorf("%q: %v", key, err)
@@ -273,6 +279,7 @@ func TestKeyURIs(t *testing.T) {
 		"", "arn:", "alias/", "keyring:", "keyring: x", "keyring:a/b", "keyring:.x", "general", "1234abcd-12ab-34cd-56ef-1234567890ab",
 		"arn:aws:s3:us-east-1:111122223333:key/x", "arn:aws:kms::111122223333:key/x", "arn:aws:kms:us-east-1:1111:key/x", "arn:aws:kms:us-east-1:111122223333:key/",
 		"arn:aws:kms:us-east-1:111122223333:role/x", "alias/a b", "alias/x\n", " alias/x", "keyring:x\x00", "Keyring:x", "keyring:X", "keyring:" + strings.Repeat("x", 64),
+		"pkcs11:", "pkcs11:token=a b", "pkcs11:token=x;object=y?pin-value=1234", "pkcs11:" + strings.Repeat("x", 501),
 		"https://example.com", "alias/" + strings.Repeat("x", 251),
 	} {
 		if err := classify.Single("c", key).Check(); !errors.Is(err, classify.ErrPolicy) {
@@ -320,6 +327,23 @@ func TestCompare(t *testing.T) {
 		}, ""},
 		{"key order", with(func(p *classify.Policy) { class(p, "phi", func(c *classify.Class) { slices.Reverse(c.Keys) }) }),
 			[]string{"class phi: first key: arn:aws:kms:us-east-1:111122223333:key/mrk-1 -> alias/recovery"}, ""},
+		{"key retired", with(func(p *classify.Policy) {
+			class(p, "phi", func(c *classify.Class) { c.Keys, c.Retired = []string{"alias/new"}, c.Keys })
+		}), []string{
+			"class phi: key added: alias/new",
+			"class phi: key retired: arn:aws:kms:us-east-1:111122223333:key/mrk-1",
+			"class phi: key retired: alias/recovery",
+			"class phi: first key: arn:aws:kms:us-east-1:111122223333:key/mrk-1 -> alias/new",
+		}, ""},
+		{"retired key added", with(func(p *classify.Policy) {
+			class(p, "pci", func(c *classify.Class) { c.Retired = []string{"alias/older"} })
+		}), []string{"class pci: retired key added: alias/older"}, ""},
+		{"shared", with(func(p *classify.Policy) { class(p, "pci", func(c *classify.Class) { c.Shared = true }) }),
+			[]string{"class pci: data_keys: per-file -> shared"}, ""},
+		{"class added with all options", with(func(p *classify.Policy) {
+			p.Classes["new"] = p.Classes["pci"]
+			class(p, "new", func(c *classify.Class) { c.Shared, c.Retired = true, []string{"alias/older"} })
+		}), []string{"class new: added: keys alias/pci; cache 5m; names plain; chunk_size 4KiB", "class new: added: retired alias/older", "class new: added: data_keys shared"}, ""},
 		{"cache", with(func(p *classify.Policy) { class(p, "phi", func(c *classify.Class) { c.Cache = time.Hour }) }),
 			[]string{"class phi: cache: 0s -> 1h"}, ""},
 		{"chunk size", with(func(p *classify.Policy) { class(p, "pci", func(c *classify.Class) { c.ChunkSize = 8 << 10 }) }), nil, "class pci: chunk_size: 4KiB -> 8KiB"},
@@ -349,4 +373,20 @@ func TestCompareKeyOrder(t *testing.T) {
 	if want := []string{"class a: keys in another order"}; !slices.Equal(got, want) || err != nil {
 		t.Errorf("Compare = %q, %v, want %q", got, err, want)
 	}
+}
+
+func TestCompareRetired(t *testing.T) {
+	with := func(keys, retired []string) *classify.Policy {
+		p := classify.Single("a", keys...)
+		c := p.Classes["a"]
+		c.Retired = retired
+		p.Classes["a"] = c
+		return p
+	}
+	old := with([]string{"alias/1"}, []string{"alias/2", "alias/3"})
+	got, err := classify.Compare(old, with([]string{"alias/1", "alias/2"}, nil))
+	if want := []string{"class a: key in use again: alias/2", "class a: key removed: alias/3"}; !slices.Equal(got, want) || err != nil {
+		t.Errorf("Compare = %q, %v, want %q", got, err, want)
+	}
+	roundTrip(t, old)
 }

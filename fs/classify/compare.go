@@ -35,6 +35,12 @@ func Compare(old, new *Policy) (changes []string, err error) {
 			c := new.Classes[name]
 			note("class %s: added: keys %s; cache %s; names %s; chunk_size %s", name,
 				strings.Join(c.Keys, ", "), formatDuration(c.Cache), c.Names, formatSize(c.ChunkSize))
+			if len(c.Retired) > 0 {
+				note("class %s: added: retired %s", name, strings.Join(c.Retired, ", "))
+			}
+			if c.Shared {
+				note("class %s: added: data_keys shared", name)
+			}
 		}
 	}
 	for _, dir := range old.rules() {
@@ -54,21 +60,15 @@ func Compare(old, new *Policy) (changes []string, err error) {
 }
 
 func compareClass(old, new Class) (changes, refused []string) {
-	for _, key := range new.Keys {
-		if !slices.Contains(old.Keys, key) {
-			changes = append(changes, "key added: "+key)
-		}
-	}
-	for _, key := range old.Keys {
-		if !slices.Contains(new.Keys, key) {
-			changes = append(changes, "key removed: "+key)
-		}
-	}
+	changes = compareKeys(old, new)
 	switch {
 	case old.Keys[0] != new.Keys[0]:
 		changes = append(changes, fmt.Sprintf("first key: %s -> %s", old.Keys[0], new.Keys[0]))
 	case len(changes) == 0 && !slices.Equal(old.Keys, new.Keys):
 		changes = append(changes, "keys in another order")
+	}
+	if old.Shared != new.Shared {
+		changes = append(changes, fmt.Sprintf("data_keys: %s -> %s", dataKeysName(old.Shared), dataKeysName(new.Shared)))
 	}
 	if old.Cache != new.Cache {
 		changes = append(changes, fmt.Sprintf("cache: %s -> %s", formatDuration(old.Cache), formatDuration(new.Cache)))
@@ -80,4 +80,37 @@ func compareClass(old, new Class) (changes, refused []string) {
 		refused = append(refused, fmt.Sprintf("chunk_size: %s -> %s", formatSize(old.ChunkSize), formatSize(new.ChunkSize)))
 	}
 	return changes, refused
+}
+
+// compareKeys tells where each key went: between keys, retired and neither.
+func compareKeys(old, new Class) (changes []string) {
+	for _, key := range new.Keys {
+		switch {
+		case slices.Contains(old.Retired, key):
+			changes = append(changes, "key in use again: "+key)
+		case !slices.Contains(old.Keys, key):
+			changes = append(changes, "key added: "+key)
+		}
+	}
+	for _, key := range new.Retired {
+		switch {
+		case slices.Contains(old.Keys, key):
+			changes = append(changes, "key retired: "+key)
+		case !slices.Contains(old.Retired, key):
+			changes = append(changes, "retired key added: "+key)
+		}
+	}
+	for _, key := range slices.Concat(old.Keys, old.Retired) {
+		if !slices.Contains(new.Keys, key) && !slices.Contains(new.Retired, key) {
+			changes = append(changes, "key removed: "+key)
+		}
+	}
+	return changes
+}
+
+func dataKeysName(shared bool) string {
+	if shared {
+		return dataKeysShared
+	}
+	return dataKeysPerFile
 }

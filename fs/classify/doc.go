@@ -9,6 +9,8 @@
 //	  general: { keys: ["keyring:general"] }
 //	  phi:
 //	    keys: ["arn:aws:kms:us-east-1:111122223333:key/1f0c…", "alias/recovery"]
+//	    retired: ["alias/old"] # may still unwrap; new files get no copy under it
+//	    data_keys: per-file    # or shared: one call for the keys of many files
 //	    cache: 0s              # default 5m; 0s: every open is a call
 //	    names: encrypted       # or plain
 //	    chunk_size: 32KiB      # a power of two, 4KiB to 64KiB

@@ -14,7 +14,8 @@ import (
 // rules returns the directories that have a rule, sorted.
 func (p *Policy) rules() []string { return slices.Sorted(maps.Keys(p.Directories)) }
 
-// Marshal returns p as JSON on one line, all fields present, classes and rules
+// Marshal returns p as JSON on one line, all fields present save for retired
+// where there is none and data_keys where it is per-file, classes and rules
 // sorted: equal policies give equal bytes. If Check accepts p, Parse reads it
 // back.
 func (p *Policy) Marshal() []byte {
@@ -24,14 +25,14 @@ func (p *Policy) Marshal() []byte {
 			b = append(b, ',')
 		}
 		c := p.Classes[name]
-		b = fmt.Appendf(b, `%s:{"keys":[`, quote(name))
-		for j, key := range c.Keys {
-			if j > 0 {
-				b = append(b, ',')
-			}
-			b = append(b, quote(key)...)
+		b = appendList(fmt.Appendf(b, `%s:{"keys":`, quote(name)), c.Keys)
+		if len(c.Retired) > 0 {
+			b = appendList(append(b, `,"retired":`...), c.Retired)
 		}
-		b = fmt.Appendf(b, `],"cache":%s,"names":%s,"chunk_size":%d}`,
+		if c.Shared {
+			b = fmt.Appendf(b, `,"data_keys":%s`, quote(dataKeysShared))
+		}
+		b = fmt.Appendf(b, `,"cache":%s,"names":%s,"chunk_size":%d}`,
 			quote(formatDuration(c.Cache)), quote(string(c.Names)), c.ChunkSize)
 	}
 	b = append(b, `},"directories":{`...)
@@ -44,6 +45,17 @@ func (p *Policy) Marshal() []byte {
 	return append(b, `}}`...)
 }
 
+func appendList(b []byte, list []string) []byte {
+	b = append(b, '[')
+	for i, s := range list {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(b, quote(s)...)
+	}
+	return append(b, ']')
+}
+
 // YAML returns p as people write it. Parse reads it back if Check accepts p.
 func (p *Policy) YAML() []byte {
 	b := fmt.Appendf(nil, "version: %d\ndefault: %s\nclasses:\n", p.Version, plain(p.Default))
@@ -52,6 +64,15 @@ func (p *Policy) YAML() []byte {
 		b = fmt.Appendf(b, "  %s:\n    keys:\n", plain(name))
 		for _, key := range c.Keys {
 			b = fmt.Appendf(b, "      - %s\n", quote(key))
+		}
+		if len(c.Retired) > 0 {
+			b = append(b, "    retired:\n"...)
+			for _, key := range c.Retired {
+				b = fmt.Appendf(b, "      - %s\n", quote(key))
+			}
+		}
+		if c.Shared {
+			b = fmt.Appendf(b, "    data_keys: %s\n", dataKeysShared)
 		}
 		b = fmt.Appendf(b, "    cache: %s\n    names: %s\n    chunk_size: %s\n", formatDuration(c.Cache), plain(string(c.Names)), formatSize(c.ChunkSize))
 	}

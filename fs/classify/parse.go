@@ -150,6 +150,10 @@ func (d *decoder) class(name string, _, v *yaml.Node) *ParseError {
 		switch key {
 		case "keys":
 			c.Keys, bad = d.keys(v, field)
+		case "retired":
+			c.Retired, bad = d.keys(v, field)
+		case "data_keys":
+			c.Shared, bad = dataKeys(v, field)
 		case "cache":
 			c.Cache, bad = duration(v, field)
 		case "names":
@@ -159,7 +163,7 @@ func (d *decoder) class(name string, _, v *yaml.Node) *ParseError {
 		case "chunk_size":
 			c.ChunkSize, bad = size(v, field)
 		default:
-			return unknown(k, field, "keys, cache, names, chunk_size")
+			return unknown(k, field, "keys, retired, data_keys, cache, names, chunk_size")
 		}
 		return bad
 	})
@@ -259,6 +263,14 @@ func integer(n *yaml.Node, field, hint string) (int, *ParseError) {
 		return 0, &ParseError{n.Line, field, show(s) + " is not a decimal number", hint}
 	}
 	return v, nil
+}
+
+func dataKeys(n *yaml.Node, field string) (shared bool, bad *ParseError) {
+	s, bad := text(n, field)
+	if bad == nil && s != dataKeysPerFile && s != dataKeysShared {
+		bad = &ParseError{n.Line, field, "unknown mode " + show(s), dataHint}
+	}
+	return s == dataKeysShared, bad
 }
 
 func duration(n *yaml.Node, field string) (time.Duration, *ParseError) {

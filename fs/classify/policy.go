@@ -22,6 +22,7 @@ const (
 	DefaultCache     = 5 * time.Minute
 	DefaultChunkSize = 32 << 10
 	MaxKeys          = 8
+	MaxRetired       = 16 // keys of one class that may still unwrap
 	MaxClasses       = 64
 	MaxRules         = 1000
 	MaxText          = 64 << 10           // bytes of a policy, as written and as Marshal makes it
@@ -36,6 +37,8 @@ const (
 // keys wrapped by all of its keys.
 type Class struct {
 	Keys      []string      // key URIs as the user wrote them, 1 to MaxKeys; the first makes data keys
+	Retired   []string      // key URIs, at most MaxRetired: may unwrap, wrap nothing new; nil if there are none
+	Shared    bool          // data_keys: shared: one call to the key service makes the keys of many files
 	Cache     time.Duration // how long an unwrapped key may be kept after the last close; 0: not at all
 	Names     NameMode
 	ChunkSize int // plaintext bytes, a power of two from 4 KiB to 64 KiB
@@ -67,7 +70,7 @@ func (p *Policy) Clone() *Policy {
 	out := *p
 	out.Classes = make(map[string]Class, len(p.Classes))
 	for name, c := range p.Classes {
-		c.Keys = slices.Clone(c.Keys)
+		c.Keys, c.Retired = slices.Clone(c.Keys), slices.Clone(c.Retired)
 		out.Classes[name] = c
 	}
 	out.Directories = make(map[string]string, len(p.Directories))
