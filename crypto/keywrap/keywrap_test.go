@@ -3,6 +3,7 @@ package keywrap_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"regexp"
 	"slices"
 	"sync"
@@ -49,6 +50,20 @@ func TestNewRequestID(t *testing.T) {
 			t.Fatalf("request id %q", id)
 		}
 		seen[id] = true
+	}
+}
+
+func TestCodeOf(t *testing.T) {
+	for _, tt := range []struct {
+		err  error
+		want string
+	}{
+		{nil, ""}, {keywrap.ErrDisabled, "key-missing"}, {context.Canceled, "canceled"}, {errors.New("x"), "unknown"},
+		{&keywrap.CallError{Err: fmt.Errorf("%w: %w", keywrap.ErrUnavailable, context.Canceled)}, "key-unavailable"},
+	} {
+		if got := keywrap.CodeOf(tt.err); got != tt.want {
+			t.Errorf("CodeOf(%v) = %q, want %q", tt.err, got, tt.want)
+		}
 	}
 }
 

@@ -3,10 +3,13 @@ package keywrap
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/kmsfs/kmsfs/crypto/fault"
 )
 
 // Attempt is one request that went to a key service. A call makes one, and
@@ -64,6 +67,21 @@ func (t *Trace) Attempts() []Attempt {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return slices.Clone(t.list)
+}
+
+// CodeOf is the Attempt.Code for a service that has no error codes: the name of
+// err's kind, "" for nil, "canceled" where the caller gave up.
+func CodeOf(err error) string {
+	switch kind := fault.Of(err); {
+	case err == nil:
+		return ""
+	case kind == fault.None && errors.Is(err, context.Canceled):
+		return "canceled"
+	case kind == fault.None:
+		return "unknown"
+	default:
+		return kind.String()
+	}
 }
 
 // NewRequestID returns a random UUID (RFC 9562, version 4) for a call to a

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/kms"
@@ -29,6 +30,7 @@ func (p *Provider) do(ctx context.Context, c call, fn func(ctx context.Context, 
 	if err := ctx.Err(); err != nil {
 		return p.fail(ctx, c, err)
 	}
+	start := time.Now()
 	bounded, cancel := context.WithTimeout(ctx, p.opts.Budget)
 	defer cancel()
 	s, client, err := p.client(bounded, c.uri)
@@ -36,18 +38,20 @@ func (p *Provider) do(ctx context.Context, c call, fn func(ctx context.Context, 
 		return p.fail(ctx, c, err)
 	}
 	rec := &recorder{RetryerV2: client.retryer}
+	bounded = context.WithValue(bounded, recorderKey{}, rec)
 	opt := func(o *kms.Options) { o.Retryer = rec }
 	err = fn(bounded, client, opt)
 	if err == nil {
 		return nil
 	}
 	if bounded.Err() != nil && !errors.Is(ctx.Err(), context.Canceled) && isCancelled(err) && rec.last != nil {
-		err = &budgetError{p.opts.Budget.String(), rec.last}
+		err = &budgetError{time.Since(start).Round(time.Millisecond).String(), rec.last}
 	}
+	id := rec.requestID
 	if isInvalidState(err) {
 		err = explainState(bounded, c, client, opt, err)
 	}
-	err = p.fail(ctx, c, err)
+	err = p.failed(ctx, c, id, err)
 	if errors.Is(err, keywrap.ErrCredentials) {
 		p.forget(s)
 	}
@@ -63,11 +67,20 @@ type budgetError struct {
 func (e *budgetError) Error() string { return "gave up after " + e.budget + ": " + e.last.Error() }
 func (e *budgetError) Unwrap() error { return e.last }
 
-// fail turns an SDK error, or one of this package's checks, into a CallError.
-// ctx is the caller's: its cancellation stays context.Canceled, without a kind,
-// because nothing is wrong with the key.
+// fail is failed for a call without an answer.
 func (p *Provider) fail(ctx context.Context, c call, err error) error {
+	return p.failed(ctx, c, "", err)
+}
+
+// failed turns an SDK error, or one of this package's checks, into a CallError.
+// ctx is the caller's: its cancellation stays context.Canceled, without a kind,
+// because nothing is wrong with the key. answered is the request id of the last
+// answer, for an error that does not carry it.
+func (p *Provider) failed(ctx context.Context, c call, answered string, err error) error {
 	id := requestID(err)
+	if id == "" {
+		id = answered
+	}
 	if errors.Is(ctx.Err(), context.Canceled) && isCancelled(err) {
 		return callError(c.op, c.key, id, context.Canceled)
 	}

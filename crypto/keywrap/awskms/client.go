@@ -2,6 +2,7 @@ package awskms
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -40,6 +41,10 @@ type Options struct {
 	Profile  string        // of the shared configuration files
 	Endpoint string        // URL of the service, in every Region
 	Budget   time.Duration // for one call, retries included; 0 is DefaultBudget
+	// ReturnThrottling makes a call fail at the first answer that says
+	// "throttled", for a caller that paces and retries such calls itself, as
+	// package limit does. Everything else is retried as before.
+	ReturnThrottling bool
 }
 
 // Provider is a keywrap.Provider for key ARNs, alias ARNs and "alias/NAME".
@@ -134,10 +139,11 @@ func (p *Provider) client(ctx context.Context, u keyURI) (*session, *regional, e
 	}
 	c := s.clients[region]
 	if c == nil {
-		c = &regional{retryer: newRetryer(s.cfg)}
+		c = &regional{retryer: newRetryer(s.cfg, p.opts.ReturnThrottling)}
 		c.Client = kms.NewFromConfig(s.cfg, func(o *kms.Options) {
 			o.Region = region
 			o.RetryMaxAttempts = 0 // newRetryer has it
+			o.APIOptions = append(o.APIOptions, recordAttempts)
 			if p.opts.Endpoint != "" {
 				o.BaseEndpoint = aws.String(p.opts.Endpoint)
 			}
@@ -180,8 +186,10 @@ func (p *Provider) load(ctx context.Context) (aws.Config, error) {
 }
 
 // newRetryer is the SDK's retryer with this package's idea of what to try
-// again, and pauses that fit a file system: the SDK's first is a second.
-func newRetryer(cfg aws.Config) aws.RetryerV2 {
+// again, and pauses that fit a file system: the SDK's first is a second. With
+// returnThrottling, throttling is the caller's: neither retried nor, by the
+// SDK's adaptive mode, slowed down a second time.
+func newRetryer(cfg aws.Config, returnThrottling bool) aws.RetryerV2 {
 	standard := func(o *retry.StandardOptions) {
 		o.MaxAttempts = maxAttempts
 		if cfg.RetryMaxAttempts != 0 {
@@ -189,10 +197,11 @@ func newRetryer(cfg aws.Config) aws.RetryerV2 {
 		}
 		o.Backoff = retry.BackoffDelayerFunc(pause)
 		o.Retryables = []retry.IsErrorRetryable{retry.IsErrorRetryableFunc(func(err error) aws.Ternary {
-			return aws.BoolTernary(classify(err).retry)
+			v := classify(err)
+			return aws.BoolTernary(v.retry && !(returnThrottling && errors.Is(v.err, keywrap.ErrThrottled)))
 		})}
 	}
-	if cfg.RetryMode == aws.RetryModeAdaptive {
+	if cfg.RetryMode == aws.RetryModeAdaptive && !returnThrottling {
 		return retry.NewAdaptiveMode(func(o *retry.AdaptiveModeOptions) {
 			o.StandardOptions = append(o.StandardOptions, standard)
 		})
@@ -208,11 +217,15 @@ func pause(attempt int, _ error) (time.Duration, error) {
 }
 
 // recorder remembers why an attempt failed, for the report when the budget ends
-// in the pause after it.
+// in the pause after it, and the request id of the last attempt. One goroutine
+// uses it, that of the call.
 type recorder struct {
 	aws.RetryerV2
-	last error
+	last      error
+	requestID string // "" if the last attempt got no answer
 }
+
+type recorderKey struct{}
 
 func (r *recorder) IsErrorRetryable(err error) bool {
 	if !isCancelled(err) {

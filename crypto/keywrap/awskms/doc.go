@@ -19,7 +19,13 @@
 // tried again within it, after random, growing pauses; nothing else is. One
 // attempt may take a third of the budget at most, so that a dead connection
 // leaves time for another. When KMS says that the credentials are bad, they are
-// read anew at the next call.
+// read anew at the next call. With Options.ReturnThrottling a throttled call
+// fails at once, for package limit to try it again at a rate that KMS bears.
+//
+// # What is recorded
+//
+// Every HTTP request, retries included, is an Attempt of the call's Trace, with
+// KMS's request id, which CloudTrail has too, and KMS's error code.
 //
 // # Keys in memory
 //

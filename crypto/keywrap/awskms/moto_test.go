@@ -26,6 +26,8 @@ var motoNotCovered = map[string]string{
 	keywraptest.CasePending:      "moto does not enforce key states",
 	keywraptest.CaseCancelled:    "moto does not enforce key states",
 	keywraptest.CaseMaterial:     "moto has no key-material ids",
+	keywraptest.CaseCheckState:   "moto does not enforce key states",
+	keywraptest.CaseCheckBare:    "moto does not know DryRun (it makes the call) nor IGNORE_CIPHERTEXT",
 }
 
 // startMoto runs moto_server until the test ends and returns its URL.

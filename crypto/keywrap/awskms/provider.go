@@ -16,11 +16,11 @@ import (
 )
 
 const (
-	opGenerate  = "GenerateDataKey"
-	opEncrypt   = "Encrypt"
-	opDecrypt   = "Decrypt"
-	opReEncrypt = "ReEncrypt"
-	opDescribe  = "Describe"
+	opGenerate  = keywrap.OpGenerate
+	opEncrypt   = keywrap.OpEncrypt
+	opDecrypt   = keywrap.OpDecrypt
+	opReEncrypt = keywrap.OpReEncrypt
+	opDescribe  = keywrap.OpDescribe
 
 	// maxBlob is KMS's own limit for CiphertextBlob, in bytes.
 	maxBlob = 6144

@@ -2,6 +2,7 @@ package keyring_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -36,8 +37,11 @@ func Example() {
 
 	ec.ID = "02"
 	_, err = k.Decrypt(context.Background(), dk.Wrapped, ec)
-	fmt.Println(err)
+	var failed *keywrap.CallError
+	if errors.As(err, &failed) {
+		fmt.Println(failed.Op, failed.Key, failed.Err)
+	}
 	// Output:
 	// keyring:general 66 [redacted]
-	// Decrypt keyring:general: keywrap: wrapped key does not open under this key and encryption context
+	// Decrypt keyring:general keywrap: wrapped key does not open under this key and encryption context
 }

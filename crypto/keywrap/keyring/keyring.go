@@ -43,7 +43,10 @@ type Keyring struct {
 	key      *keymem.Key // of the sealed body, nil if there is none
 }
 
-var _ keywrap.Provider = (*Keyring)(nil)
+var (
+	_ keywrap.Provider = (*Keyring)(nil)
+	_ keywrap.Checker  = (*Keyring)(nil)
+)
 
 // NewMemory returns an empty keyring that is never written anywhere.
 func NewMemory() *Keyring {

@@ -53,6 +53,17 @@ const (
 	CaseRotation = "rotated key"
 	// CaseMaterial: a rotated key has another material id, and both open.
 	CaseMaterial = "rotated key: material id"
+	// CaseRequestIDs: every request has an id of its own, in the Trace and, for
+	// a failure, in the CallError. (That the Trace has every request is always
+	// covered.)
+	CaseRequestIDs = "request ids"
+	// CaseCheck: Check knows unknown keys and wrapped keys that do not open.
+	// (That it allows what works, and leaves no key, is always covered.)
+	CaseCheck = "check: refusals"
+	// CaseCheckState: Check knows a disabled key and one pending deletion.
+	CaseCheckState = "check: key state"
+	// CaseCheckBare: a Decrypt or ReEncrypt can be checked without a wrapped key.
+	CaseCheckBare = "check: no wrapped key"
 )
 
 type testCase struct {
@@ -84,6 +95,13 @@ func cases() []testCase {
 		{"cancelled context", false, testCancelledContext},
 		{"results are the caller's", false, testOwnership},
 		{"concurrent use", false, testConcurrent},
+		{"trace", false, testTrace},
+		{"trace of failures", false, testTraceFailures},
+		{CaseRequestIDs, true, testRequestIDs},
+		{"check", false, testCheck},
+		{CaseCheck, true, testCheckRefusals},
+		{CaseCheckState, true, testCheckState},
+		{CaseCheckBare, true, testCheckBare},
 	}
 }
 

@@ -45,7 +45,7 @@ func (p *toy) setup() Setup {
 	}
 	version := func() []byte { k := keymem.Random(32); defer k.Wipe(); return bytes.Clone(k.Bytes()) }
 	return Setup{
-		Provider: p,
+		Provider: toyService{p},
 		NewKey: func(testing.TB) string {
 			p.mu.Lock()
 			defer p.mu.Unlock()
