@@ -25,7 +25,8 @@ func newCacheKey(r *Recipient, p keywrap.Purpose, h *Header) cacheKey {
 	b = appendField(b, h.Store[:])
 	b = appendField(b, r.Class)
 	b = appendField(b, p)
-	b = appendField(b, h.File[:])
+	id := h.wrapID()
+	b = appendField(b, id[:])
 	b = appendField(b, r.Wrapped.Key)
 	return sha256.Sum256(b)
 }
@@ -39,10 +40,11 @@ func appendField[T ~string | ~[]byte](b []byte, field T) []byte {
 type entry struct {
 	key  cacheKey
 	uri  string        // of the key that was called
-	done chan struct{} // closed when the call has returned; prk, err and filled are set before
+	done chan struct{} // closed when the call has returned; prk, err, ids and filled are set before
 
-	prk     *keymem.Key // nil after a failure
+	prk     *keymem.Key // of the file, or of the branch of a shared key; nil after a failure
 	err     error
+	ids     []string // of the requests that brought the outcome
 	filled  time.Time
 	waiters int           // callers that will still read the outcome
 	elem    *list.Element // in the LRU list; nil for a failure, a call under way, a dropped entry

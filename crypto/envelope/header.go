@@ -11,8 +11,13 @@ import (
 )
 
 const (
-	// FormatVersion is the version of the header that this package reads and writes.
+	// FormatVersion is the version of a header whose recipients hold the data
+	// key itself, SharedVersion of one whose recipients hold a branch key. They
+	// are the versions that this package reads and writes.
 	FormatVersion = 1
+	SharedVersion = 2
+	// SealedLen is the length of a data key wrapped under a branch key, in bytes.
+	SealedLen = 40
 	// MinHeader, MaxHeader and DefaultHeader are sizes of a header block in
 	// bytes. A size is a power of two.
 	MinHeader     = 512
@@ -50,6 +55,9 @@ const (
 	offRecipients = 84
 
 	flagSparse = 1 << 0
+	flagShared = 1 << 1
+	// trailerLen is what follows the recipients of a shared key.
+	trailerLen = len(ID{}) + SealedLen
 	// recipientLens is what the four length fields of a recipient take.
 	recipientLens = 1 + 2 + 2 + 1
 )
@@ -61,6 +69,7 @@ type Fixed struct {
 	Suite     uint8 // cipher of the chunks; this package does not interpret it
 	ChunkSize int   // plaintext bytes of a chunk, a power of two from 4 KiB to 64 KiB
 	Sparse    bool  // all-zero slots are holes
+	Shared    bool  // the data key is wrapped under a branch key; set by Parse and Create
 	BlockSize int   // size of the header block in bytes; set by Parse and Create
 	Store     ID
 	File      ID // file id, or the id of the name key or the store
@@ -77,7 +86,20 @@ type Recipient struct {
 type Header struct {
 	Fixed
 	Commitment [32]byte
-	Recipients []Recipient
+	Recipients []Recipient // of the data key or, if Shared, of the branch key
+
+	// If Shared, else zero. Neither is authenticated by the header, but only
+	// the right ones give the data key that it commits to.
+	Branch ID              // id of the branch key
+	Sealed [SealedLen]byte // data key, wrapped under the branch key for this file
+}
+
+// wrapID returns the id that the key service knows the wrapped key by.
+func (h *Header) wrapID() ID {
+	if h.Shared {
+		return h.Branch
+	}
+	return h.File
 }
 
 // ValidHeaderSize reports whether n is a size that a header block may have.
@@ -90,9 +112,9 @@ func validChunkSize(n int) bool { return n >= minChunk && n <= maxChunk && n&(n-
 // check answers ErrInvalid for a fixed part that Parse would refuse.
 func (f *Fixed) check() error {
 	switch {
-	case f.ChunkSize == 0 && !f.Sparse:
+	case f.ChunkSize == 0 && !f.Sparse && !f.Shared:
 	case f.ChunkSize == 0:
-		return fmt.Errorf("sparse without contents: %w", ErrInvalid)
+		return fmt.Errorf("sparse or shared without contents: %w", ErrInvalid)
 	case f.Suite == 0:
 		return fmt.Errorf("chunk size %d without a cipher suite: %w", f.ChunkSize, ErrInvalid)
 	case !validChunkSize(f.ChunkSize):
@@ -104,17 +126,29 @@ func (f *Fixed) check() error {
 	return nil
 }
 
+func (f *Fixed) version() uint16 {
+	if f.Shared {
+		return SharedVersion
+	}
+	return FormatVersion
+}
+
 // authenticated returns the bytes that the commitment covers. f passes check.
 func (f *Fixed) authenticated() (b [offCommitment]byte) {
 	copy(b[:], magic)
-	binary.BigEndian.PutUint16(b[offVersion:], FormatVersion)
+	binary.BigEndian.PutUint16(b[offVersion:], f.version())
 	b[offSuite] = f.Suite
 	if f.ChunkSize != 0 {
 		b[offChunk] = byte(bits.Len(uint(f.ChunkSize)) - 1)
 	}
+	var flags uint16
 	if f.Sparse {
-		binary.BigEndian.PutUint16(b[offFlags:], flagSparse)
+		flags |= flagSparse
 	}
+	if f.Shared {
+		flags |= flagShared
+	}
+	binary.BigEndian.PutUint16(b[offFlags:], flags)
 	binary.BigEndian.PutUint32(b[offBlock:], uint32(f.BlockSize))
 	copy(b[offStore:], f.Store[:])
 	copy(b[offFile:], f.File[:])
@@ -151,11 +185,29 @@ func printable(s string) bool {
 
 // size returns the bytes that h takes without padding.
 func (h *Header) size() int {
-	n := offRecipients
+	n := offRecipients + h.recipientsSize()
+	if h.Shared {
+		n += trailerLen
+	}
+	return n
+}
+
+func (h *Header) recipientsSize() (n int) {
 	for i := range h.Recipients {
 		n += h.Recipients[i].size()
 	}
 	return n
+}
+
+// checkBranch answers ErrInvalid for a branch that Parse would refuse.
+func (h *Header) checkBranch() error {
+	switch {
+	case h.Shared && h.Branch.IsZero():
+		return fmt.Errorf("shared key without a branch: %w", ErrInvalid)
+	case !h.Shared && (!h.Branch.IsZero() || h.Sealed != [SealedLen]byte{}):
+		return fmt.Errorf("branch of a key that is not shared: %w", ErrInvalid)
+	}
+	return nil
 }
 
 // Encode returns the header block of size bytes. size must be h.BlockSize,
@@ -166,6 +218,9 @@ func (h *Header) Encode(size int) ([]byte, error) {
 		return nil, fmt.Errorf("header of %d bytes in a block of %d: %w", h.BlockSize, size, ErrInvalid)
 	}
 	if err := h.Fixed.check(); err != nil {
+		return nil, err
+	}
+	if err := h.checkBranch(); err != nil {
 		return nil, err
 	}
 	if len(h.Recipients) == 0 {
@@ -179,7 +234,7 @@ func (h *Header) Encode(size int) ([]byte, error) {
 	b := append(make([]byte, 0, size), fixed[:]...)
 	b = append(b, h.Commitment[:]...)
 	b = append(b, byte(len(h.Recipients)), 0)
-	b = binary.BigEndian.AppendUint16(b, uint16(n-offRecipients))
+	b = binary.BigEndian.AppendUint16(b, uint16(h.recipientsSize()))
 	for i := range h.Recipients {
 		r := &h.Recipients[i]
 		if err := r.check(); err != nil {
@@ -189,6 +244,9 @@ func (h *Header) Encode(size int) ([]byte, error) {
 		b = append(binary.BigEndian.AppendUint16(b, uint16(len(r.Wrapped.Key))), r.Wrapped.Key...)
 		b = append(binary.BigEndian.AppendUint16(b, uint16(len(r.Wrapped.Blob))), r.Wrapped.Blob...)
 		b = append(append(b, byte(len(r.Wrapped.Material))), r.Wrapped.Material...)
+	}
+	if h.Shared {
+		b = append(append(b, h.Branch[:]...), h.Sealed[:]...)
 	}
 	return b[:size], nil // the rest of the fresh array is the padding
 }

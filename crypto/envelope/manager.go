@@ -2,23 +2,23 @@ package envelope
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"log/slog"
-	"slices"
 	"sync"
 	"time"
 
-	"github.com/kmsfs/kmsfs/crypto/fault"
 	"github.com/kmsfs/kmsfs/crypto/keywrap"
 )
 
 const (
-	// defaultBudget is the providers' own 10 s and a margin, so that their
-	// error, which says more, comes first.
-	defaultBudget     = 12 * time.Second
+	// defaultBudget is a last resort. Providers bound a call themselves, and
+	// waiting for admission to a slow service may take minutes.
+	defaultBudget     = 5 * time.Minute
 	defaultGrace      = 3 * time.Second
 	defaultMaxEntries = 16384 // 1 MiB of locked memory
+	defaultPoolSize   = 256
+	defaultPoolAge    = 5 * time.Minute
+	// defaultAhead makes 1,600 unwraps a second of a service that takes 20 ms.
+	defaultAhead = 32
 
 	// failureTime is how long a failed call answers for the next ones. Longer
 	// would turn a short outage into a long one.
@@ -32,13 +32,18 @@ const (
 type Class struct {
 	Name    string        // goes into the encryption context
 	Keys    []string      // recipients of new keys, resolved URIs; the first generates
-	Allowed []string      // keys that may unwrap; includes Keys
+	Allowed []string      // keys that may unwrap; includes Keys, and retired keys besides
 	Cache   time.Duration // how long an unwrapped key is kept after the call; 0: not at all
+	// Shared makes new files share the key service's work: their data keys are
+	// wrapped under a branch key, one call for up to BranchFiles files. Without
+	// Cache, where every open shall be a call of its own, it has no effect.
+	// Opening goes by the header alone.
+	Shared bool
 }
 
 // Options configure a Manager. The zero value of each field means its default.
 type Options struct {
-	Budget     time.Duration // deadline of one call to the key service, default 12 s
+	Budget     time.Duration // deadline of one call to the key service, admission included, default 5 min
 	Grace      time.Duration // how long a caller's cancellation is ignored, default 3 s
 	MaxEntries int           // bound of the cache, in keys, default 16,384
 
@@ -48,17 +53,41 @@ type Options struct {
 	// Default: nothing but equal URIs.
 	SameKey func(a, b string) bool
 
+	PoolSize int           // bound of each class's pool of data keys ahead of need, default 256; negative: no pool
+	PoolAge  time.Duration // after which a key in the pool is wiped unused, default 5 min
+	Ahead    int           // bound of the unwraps that Ahead has under way at a time, default 32
+
+	// Observe is told of every Create and Open, before the key is handed out,
+	// with the caller's context. After a success its error refuses the key:
+	// the key is wiped, and Create or Open answers the error, wrapped. Default:
+	// nobody is told.
+	Observe func(ctx context.Context, u Use) error
+	// Call is told of every call to the key service when it has returned, those
+	// that nobody waits for included; ctx has the values of the caller that
+	// began it, and not its cancellation. After a successful call its error
+	// makes the result unusable: it is wiped, and the call has failed with the
+	// error, wrapped. Default: nobody is told.
+	Call func(ctx context.Context, c CallRecord) error
+	// Background marks the context of calls that nobody waits for: refills of
+	// the pool, Ahead, Rewrap. Default: no mark.
+	Background func(ctx context.Context) context.Context
+
 	Now func() time.Time // default time.Now
 	Log *slog.Logger     // default: nothing is logged
 }
 
-// Stats counts since NewManager. Entries and the last error are the present.
+// Stats counts since NewManager. Entries, PoolKeys and the last error are
+// the present.
 type Stats struct {
 	Calls       uint64    `json:"calls"`         // calls to the key service, Create's included
 	CacheHits   uint64    `json:"cache_hits"`    // opens answered without one
 	Shared      uint64    `json:"shared"`        // opens that joined a call under way
 	Failures    uint64    `json:"failures"`      // calls that failed
 	Entries     int       `json:"entries"`       // keys in the cache
+	PoolHits    uint64    `json:"pool_hits"`     // creations answered by a key ahead of need
+	PoolMisses  uint64    `json:"pool_misses"`   // creations that found the pool empty
+	PoolKeys    int       `json:"pool_keys"`     // keys in the pools
+	Ahead       uint64    `json:"ahead"`         // unwraps begun by Ahead
 	LastError   string    `json:"last_error"`    // of the newest failed call, "" if none failed
 	LastErrorAt time.Time `json:"last_error_at"` // zero if none failed
 }
@@ -74,12 +103,16 @@ type Manager struct {
 	base     context.Context // parent of every call; ends with Close
 	cancel   context.CancelFunc
 
-	mu      sync.Mutex
-	cache   cache
-	stats   Stats
-	closed  bool
-	running int           // goroutines that call the provider
-	idle    chan struct{} // closed when closed and running is 0
+	mu       sync.Mutex
+	cache    cache
+	pools    map[string]*pool   // by class
+	branches map[string]*branch // by class; those that new files may still join
+	memo     memo
+	ahead    int // unwraps of Ahead under way
+	stats    Stats
+	closed   bool
+	running  int           // goroutines that call the provider
+	idle     chan struct{} // closed when closed and running is 0
 }
 
 // NewManager returns the manager of store's keys at p. Close ends it.
@@ -93,13 +126,26 @@ func NewManager(p keywrap.Provider, store ID, o Options) *Manager {
 	if o.MaxEntries <= 0 {
 		o.MaxEntries = defaultMaxEntries
 	}
+	if o.PoolSize == 0 {
+		o.PoolSize = defaultPoolSize
+	}
+	if o.PoolAge <= 0 {
+		o.PoolAge = defaultPoolAge
+	}
+	if o.Ahead <= 0 {
+		o.Ahead = defaultAhead
+	}
+	if o.Background == nil {
+		o.Background = func(ctx context.Context) context.Context { return ctx }
+	}
 	if o.Now == nil {
 		o.Now = time.Now
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	m := &Manager{provider: p, store: store, opts: o, idle: make(chan struct{})}
+	m := &Manager{provider: p, store: store, opts: o, idle: make(chan struct{}),
+		pools: map[string]*pool{}, branches: map[string]*branch{}}
 	m.base, m.cancel = context.WithCancel(context.Background())
 	m.cache.init(o.MaxEntries)
 	return m
@@ -111,11 +157,16 @@ func (m *Manager) Stats() Stats {
 	defer m.mu.Unlock()
 	s := m.stats
 	s.Entries = m.cache.lru.Len()
+	for _, p := range m.pools {
+		s.PoolKeys += len(p.ready)
+	}
 	return s
 }
 
 // Forget wipes what the cache holds for h, so that the next Open asks the key
-// service. FileKeys that were handed out are their owners' and stay.
+// service. FileKeys that were handed out are their owners' and stay. Of a
+// shared key that is the branch key, and so what the cache holds for every file
+// of the branch.
 func (m *Manager) Forget(h *Header) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -128,7 +179,7 @@ func (m *Manager) Forget(h *Header) {
 	}
 }
 
-// Close wipes every key in the cache, cancels the calls under way and waits for
+// Close wipes every key that the manager holds, cancels the calls under way and waits for
 // them, at most 5 s; a key that arrives later is wiped on arrival. Create and
 // Open answer ErrClosed from then on. FileKeys that were handed out stay their
 // owners'. Further calls of Close only wait.
@@ -137,6 +188,12 @@ func (m *Manager) Close() {
 	if !m.closed {
 		m.closed = true
 		m.cache.dropAll()
+		for _, p := range m.pools {
+			p.kill()
+		}
+		for _, b := range m.branches {
+			m.dropBranch(b)
+		}
 		if m.running == 0 {
 			close(m.idle)
 		}
@@ -165,93 +222,4 @@ func (m *Manager) start(f func()) {
 			close(m.idle)
 		}
 	}()
-}
-
-// call runs one call to the provider under its deadline and counts it; none
-// after Close. A failure comes back as *keywrap.CallError.
-func call[T any](m *Manager, op, key string, f func(context.Context) (T, error)) (T, error) {
-	if m.base.Err() != nil {
-		var none T
-		return none, fmt.Errorf("%s %s: %w", op, key, ErrClosed)
-	}
-	ctx, cancel := context.WithTimeout(m.base, m.opts.Budget)
-	defer cancel()
-	v, err := f(ctx)
-	if err != nil {
-		err = callError(op, key, err)
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.stats.Calls++
-	if err != nil {
-		if m.closed { // whatever it says, the cause is Close
-			return v, fmt.Errorf("%s %s: %w", op, key, ErrClosed)
-		}
-		m.stats.Failures++
-		m.stats.LastError, m.stats.LastErrorAt = err.Error(), m.opts.Now()
-	}
-	return v, err
-}
-
-// callError holds a provider to its contract: callers find a *keywrap.CallError,
-// and a deadline is an unavailable service.
-func callError(op, key string, err error) error {
-	if fault.Of(err) == fault.None && errors.Is(err, context.DeadlineExceeded) {
-		return &keywrap.CallError{Op: op, Key: key, Err: fmt.Errorf("%w: no answer in time", keywrap.ErrUnavailable),
-			Hint: "check the network and the key service's endpoint"}
-	}
-	var ce *keywrap.CallError
-	if errors.As(err, &ce) {
-		return err
-	}
-	return &keywrap.CallError{Op: op, Key: key, Err: err}
-}
-
-// callable returns the URI under which key may be called: the allowed one that
-// it equals, or else one that names the same key.
-func (m *Manager) callable(key string, allowed []string) (string, bool) {
-	if slices.Contains(allowed, key) {
-		return key, true
-	}
-	if m.opts.SameKey != nil {
-		for _, a := range allowed {
-			if m.opts.SameKey(a, key) {
-				return a, true
-			}
-		}
-	}
-	return "", false
-}
-
-// patience waits for calls on behalf of one caller. Its grace is used up once,
-// however many calls the caller waits for.
-type patience struct {
-	ctx   context.Context
-	grace time.Duration
-	end   *time.Timer // running since the cancellation was seen
-}
-
-// wait returns nil once done is closed, or the context's error when that
-// happened a grace time ago.
-func (p *patience) wait(done <-chan struct{}) error {
-	if p.end == nil {
-		select {
-		case <-done:
-			return nil
-		case <-p.ctx.Done():
-			p.end = time.NewTimer(p.grace)
-		}
-	}
-	select {
-	case <-done:
-		return nil
-	case <-p.end.C:
-		return fmt.Errorf("envelope: waiting for the key service: %w", p.ctx.Err())
-	}
-}
-
-func (p *patience) stop() {
-	if p.end != nil {
-		p.end.Stop()
-	}
 }

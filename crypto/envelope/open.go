@@ -21,27 +21,40 @@ import (
 // call goes on.
 //
 // Errors: ErrForeignStore, ErrForeignClass and ErrNotAllowed, all before any
-// call; ErrCommitment; ErrInvalid for contents without a cipher; ErrClosed; and
+// call; ErrCommitment; ErrSealed; ErrInvalid for contents without a cipher; ErrClosed; and
 // the service's, as *keywrap.CallError. When all recipients fail, the error is
 // that of the one with the best prospect.
 func (m *Manager) Open(ctx context.Context, c Class, purpose keywrap.Purpose, h *Header) (*FileKey, error) {
+	k, from, err := m.open(ctx, &c, purpose, h)
+	return m.observed(ctx, Use{Op: "open", Class: c.Name, Purpose: purpose, File: h.File, Branch: h.Branch}, from, k, err)
+}
+
+func (m *Manager) open(ctx context.Context, c *Class, purpose keywrap.Purpose, h *Header) (*FileKey, origin, error) {
 	var arr [MaxRecipients]recipientCall
-	calls, err := m.usable(arr[:0], &c, purpose, h)
+	calls, err := m.usable(arr[:0], c, purpose, h)
 	if err != nil {
-		return nil, err
+		return nil, origin{}, err
 	}
-	k := m.cached(calls, c.Cache, purpose, h)
-	if k == nil { // also when the manager is closed, which has no cache
-		if k, err = m.unwrapAny(ctx, calls, &c, purpose, h); err != nil {
-			return nil, err
+	prk, from := m.cached(calls, c.Cache, purpose, h)
+	if prk == nil { // also when the manager is closed, which has no cache
+		p := patience{ctx: ctx, grace: m.opts.Grace}
+		defer p.stop()
+		if prk, from, err = m.unwrapAny(&p, calls, c, purpose, h); err != nil {
+			return nil, from, err
+		}
+	}
+	k := &FileKey{prk: prk}
+	if h.Shared {
+		if k, err = unseal(prk, c.Name, h); err != nil {
+			return nil, from, err
 		}
 	}
 	// The cache answers for the wrapped key, not for the header around it.
 	if err := k.Check(h); err != nil {
 		k.Wipe()
-		return nil, err
+		return nil, from, err
 	}
-	return k, nil
+	return k, from, nil
 }
 
 // recipientCall is a recipient that may be tried, under the URI to be called.
@@ -86,57 +99,57 @@ func (m *Manager) usable(out []recipientCall, c *Class, purpose keywrap.Purpose,
 	return nil, fmt.Errorf("file %v, class %s: %w", h.File, c.Name, ErrForeignClass)
 }
 
-// cached returns a key that is in the cache for one of calls, or nil. Every
-// recipient is asked before any call: while the first one's service is down,
-// the second one's key may be here.
-func (m *Manager) cached(calls []recipientCall, ttl time.Duration, purpose keywrap.Purpose, h *Header) *FileKey {
+// cached returns what is in the cache for one of calls, or nil. Every recipient
+// is asked before any call: while the first one's service is down, the second
+// one's key may be here. The result is the caller's.
+func (m *Manager) cached(calls []recipientCall, ttl time.Duration, purpose keywrap.Purpose, h *Header) (*keymem.Key, origin) {
 	if ttl <= 0 {
-		return nil
+		return nil, origin{}
 	}
 	now := m.opts.Now()
 	for i := range calls {
 		key := newCacheKey(calls[i].recipient, purpose, h)
-		if k := m.hit(key, calls[i].wrapped.Key, ttl, now); k != nil {
-			return k
+		if prk, from := m.hit(key, calls[i].wrapped.Key, ttl, now); prk != nil {
+			return prk, from
 		}
 	}
-	return nil
+	return nil, origin{}
 }
 
-func (m *Manager) hit(key cacheKey, uri string, ttl time.Duration, now time.Time) *FileKey {
+func (m *Manager) hit(key cacheKey, uri string, ttl time.Duration, now time.Time) (*keymem.Key, origin) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	e := m.cache.lookup(key, uri, ttl, now)
 	if e == nil || e.elem == nil {
-		return nil
+		return nil, origin{}
 	}
 	m.stats.CacheHits++
 	m.cache.lru.MoveToFront(e.elem)
-	return &FileKey{prk: e.prk.Clone()}
+	return e.prk.Clone(), origin{uri, SourceCache, e.ids}
 }
 
-// unwrapAny tries calls in order.
-func (m *Manager) unwrapAny(ctx context.Context, calls []recipientCall, c *Class, purpose keywrap.Purpose, h *Header) (*FileKey, error) {
-	p := patience{ctx: ctx, grace: m.opts.Grace}
-	defer p.stop()
+// unwrapAny tries calls in order. The origin of a failure has the ids of all.
+func (m *Manager) unwrapAny(p *patience, calls []recipientCall, c *Class, purpose keywrap.Purpose, h *Header) (*keymem.Key, origin, error) {
 	var best error
+	var failed origin
 	for i := range calls {
-		prk, err := m.unwrap(&p, &calls[i], c, purpose, h)
+		prk, from, err := m.unwrap(p, &calls[i], c, purpose, h)
 		if err == nil {
 			if i > 0 {
 				m.opts.Log.Warn("first recipient unusable, opened through another", "file", h.File, "class", c.Name,
 					"key", calls[i].wrapped.Key, "failed", calls[0].wrapped.Key, "error", best)
 			}
-			return &FileKey{prk: prk}, nil
+			return prk, from, nil
+		}
+		failed.requests = append(failed.requests, from.requests...)
+		if best == nil || !tryNext(err) || prospect(err) > prospect(best) {
+			best, failed.key, failed.source = err, from.key, from.source
 		}
 		if !tryNext(err) {
-			return nil, err
-		}
-		if best == nil || prospect(err) > prospect(best) {
-			best = err
+			break
 		}
 	}
-	return nil, best
+	return nil, failed, best
 }
 
 // tryNext reports whether err says that a recipient is unusable for now, here,
@@ -170,23 +183,29 @@ func prospect(err error) int {
 	return 0
 }
 
-// unwrap returns the PRK of one recipient, from the cache, from a call under
-// way, or from a new one. The result is the caller's.
-func (m *Manager) unwrap(p *patience, rc *recipientCall, c *Class, purpose keywrap.Purpose, h *Header) (*keymem.Key, error) {
+// unwrap returns what one recipient wraps, as a PRK: from the cache, from a call
+// under way, or from a new one. The result is the caller's.
+func (m *Manager) unwrap(p *patience, rc *recipientCall, c *Class, purpose keywrap.Purpose, h *Header) (*keymem.Key, origin, error) {
+	from := origin{key: rc.wrapped.Key}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed {
-		return nil, ErrClosed
+		return nil, from, ErrClosed
 	}
 	key := newCacheKey(rc.recipient, purpose, h)
 	e := m.cache.lookup(key, rc.wrapped.Key, c.Cache, m.opts.Now())
 	switch {
 	case e == nil:
-		e = m.startUnwrap(key, rc, c, purpose, h)
+		from.source = SourceCall
+		e = m.startUnwrap(p, key, rc, c, purpose, h)
 	case !e.ended():
+		from.source = SourceJoined
 		m.stats.Shared++
-	case e.err == nil: // filled since cached looked
-		m.stats.CacheHits++
+	default: // filled since cached looked, or a failure
+		from.source = SourceCache
+		if e.err == nil {
+			m.stats.CacheHits++
+		}
 	}
 	e.waiters++
 	m.mu.Unlock()
@@ -194,36 +213,38 @@ func (m *Manager) unwrap(p *patience, rc *recipientCall, c *Class, purpose keywr
 	m.mu.Lock()
 	e.waiters--
 	defer e.release()
-	switch {
-	case e.ended() && e.err != nil:
-		return nil, e.err
-	case e.ended(): // even if the grace ran out at the same moment
-		return e.prk.Clone(), nil
+	if !e.ended() {
+		return nil, from, err
 	}
-	return nil, err
+	// The outcome counts even if the grace ran out at the same moment.
+	from.requests = e.ids
+	if e.err != nil {
+		return nil, from, e.err
+	}
+	return e.prk.Clone(), from, nil
 }
 
 // startUnwrap starts the call for rc. m.mu is held.
-func (m *Manager) startUnwrap(key cacheKey, rc *recipientCall, c *Class, purpose keywrap.Purpose, h *Header) *entry {
+func (m *Manager) startUnwrap(p *patience, key cacheKey, rc *recipientCall, c *Class, purpose keywrap.Purpose, h *Header) *entry {
 	e := &entry{key: key, uri: rc.wrapped.Key, done: make(chan struct{})}
 	m.cache.add(e)
-	w, ttl, store, file := rc.wrapped, c.Cache, h.Store, h.File
-	ec := keywrap.Context{Store: store.String(), Class: c.Name, Purpose: purpose, ID: file.String()}
+	w, ttl, store := rc.wrapped, c.Cache, h.Store
+	r := request{ctx: p.ctx, op: keywrap.OpDecrypt, key: w.Key, class: c.Name, purpose: purpose, id: h.wrapID(), background: p.background}
 	m.start(func() {
-		dek, err := call(m, "Decrypt", w.Key, func(ctx context.Context) (*keymem.Key, error) {
-			return m.provider.Decrypt(ctx, w, ec)
+		dek, ids, err := call(m, r, (*keymem.Key).Wipe, func(ctx context.Context) (*keymem.Key, error) {
+			return m.provider.Decrypt(ctx, w, m.context(&r))
 		})
 		var k *FileKey
 		if err == nil {
-			k, err = newFileKey(dek, store, file)
+			k, err = newFileKey(dek, store, r.id)
 		}
-		m.finish(e, k, err, ttl)
+		m.finish(e, k, ids, err, ttl)
 	})
 	return e
 }
 
 // finish records the outcome of e's call and wakes those who wait for it.
-func (m *Manager) finish(e *entry, k *FileKey, err error, ttl time.Duration) {
+func (m *Manager) finish(e *entry, k *FileKey, ids []string, err error, ttl time.Duration) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	defer close(e.done)
@@ -231,7 +252,7 @@ func (m *Manager) finish(e *entry, k *FileKey, err error, ttl time.Duration) {
 		k.Wipe()
 		err = ErrClosed
 	}
-	e.filled, e.err = m.opts.Now(), err
+	e.filled, e.ids, e.err = m.opts.Now(), ids, err
 	if err == nil {
 		e.prk = k.prk
 	}

@@ -30,7 +30,15 @@ func Parse(block []byte) (*Header, error) {
 		return nil, fmt.Errorf("reserved byte is not zero: %w", ErrFormat)
 	case end > len(block):
 		return nil, fmt.Errorf("%d bytes of recipients in a block of %d: %w", length, len(block), ErrFormat)
-	case !allZero(block[end:]):
+	}
+	padding := block[end:]
+	if h.Shared {
+		var err error
+		if padding, err = h.parseBranch(padding); err != nil {
+			return nil, err
+		}
+	}
+	if !allZero(padding) {
 		return nil, fmt.Errorf("padding is not zero: %w", ErrFormat)
 	}
 	rest := fieldReader{b: bytes.Clone(block[offRecipients:end])}
@@ -51,18 +59,21 @@ func (h *Header) parseFixed(block []byte) error {
 	if string(block[:len(magic)]) != magic {
 		return fmt.Errorf("no magic: %w", ErrFormat)
 	}
-	if v := binary.BigEndian.Uint16(block[offVersion:]); v != FormatVersion {
-		return fmt.Errorf("format version %d, this program reads %d: %w", v, FormatVersion, ErrVersion)
+	version := binary.BigEndian.Uint16(block[offVersion:])
+	if version != FormatVersion && version != SharedVersion {
+		return fmt.Errorf("format version %d, this program reads %d and %d: %w", version, FormatVersion, SharedVersion, ErrVersion)
 	}
 	flags, size := binary.BigEndian.Uint16(block[offFlags:]), binary.BigEndian.Uint32(block[offBlock:])
-	if flags&^flagSparse != 0 {
-		return fmt.Errorf("flags %#x: %w", flags, ErrFormat)
+	// Version and flag say the same, so that neither alone changes what follows.
+	if flags&^(flagSparse|flagShared) != 0 || (flags&flagShared != 0) != (version == SharedVersion) {
+		return fmt.Errorf("flags %#x in version %d: %w", flags, version, ErrFormat)
 	}
 	if size != uint32(len(block)) {
 		return fmt.Errorf("header of %d bytes in a block of %d: %w", size, len(block), ErrFormat)
 	}
 	h.Suite = block[offSuite]
 	h.Sparse = flags&flagSparse != 0
+	h.Shared = flags&flagShared != 0
 	h.BlockSize = len(block)
 	if shift := block[offChunk]; shift > 31 {
 		return fmt.Errorf("chunk size 2^%d: %w", shift, ErrFormat)
@@ -76,6 +87,20 @@ func (h *Header) parseFixed(block []byte) error {
 		return fmt.Errorf("cipher suite %d, chunk size %d, flags %#x: %w", h.Suite, h.ChunkSize, flags, ErrFormat)
 	}
 	return nil
+}
+
+// parseBranch reads what follows the recipients of a shared key and returns the
+// bytes after it.
+func (h *Header) parseBranch(b []byte) ([]byte, error) {
+	if len(b) < trailerLen {
+		return nil, fmt.Errorf("%d bytes for the branch: %w", len(b), ErrFormat)
+	}
+	copy(h.Branch[:], b)
+	copy(h.Sealed[:], b[len(h.Branch):])
+	if h.checkBranch() != nil {
+		return nil, fmt.Errorf("branch has no id: %w", ErrFormat)
+	}
+	return b[trailerLen:], nil
 }
 
 // fieldReader cuts length-prefixed fields off b.

@@ -1,0 +1,283 @@
+package envelope
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/kmsfs/kmsfs/crypto/keywrap"
+)
+
+const (
+	// poolRefills bounds the refills of one pool that are under way at a time.
+	poolRefills = 64
+	// poolFirst is the size that a pool begins with, once creations follow each
+	// other within poolPause. A single file makes no pool: it would cost a call
+	// that nobody needs.
+	poolFirst = 4
+	poolPause = time.Second
+	// poolRetry is how long a pool is not refilled after a failure. Create calls
+	// all the same, and its caller sees the error.
+	poolRetry = time.Second
+)
+
+// pool holds data keys of a class that were made ahead of need, each with its
+// file id, which is in the encryption context. A creation that finds none makes
+// a call, and takes whatever comes first. Manager.mu guards it.
+type pool struct {
+	class   Class
+	fixed   Fixed
+	max     int
+	ready   []*pooled     // oldest first
+	waiting []*poolCaller // longest waiting first
+	refills int           // under way
+	target  int           // keys that shall be ready or coming
+	served  int           // keys handed out since target grew
+	missed  time.Time     // when a creation last found no key
+	retryAt time.Time     // no refill before
+	timer   *time.Timer   // wipes what is too old; nil if nothing is ready
+	dead    bool          // takes no more keys
+}
+
+// pooled is a key that nobody has yet.
+type pooled struct {
+	file       ID
+	k          *FileKey
+	recipients []Recipient
+	ids        []string
+	made       time.Time
+}
+
+// poolCaller is a Create that found the pool empty.
+type poolCaller struct {
+	done chan struct{} // closed when got or err is set
+	fill *poolFill     // brings the error if nothing else brings a key
+	own  *poolFill     // the call that it began
+	from origin
+	got  *pooled
+	err  error
+}
+
+// poolFill is a call that makes one key. Its owner gets the error.
+type poolFill struct {
+	making
+	owner *poolCaller // nil: a refill, or the owner has a key or gave up
+}
+
+// createAny makes a key for a fresh id or takes one from the pool, and sets
+// h.File and h.Recipients.
+func (m *Manager) createAny(ctx context.Context, c *Class, h *Header) (*FileKey, origin, error) {
+	from := origin{key: c.Keys[0], source: SourcePool}
+	m.mu.Lock()
+	if m.closed {
+		m.mu.Unlock()
+		return nil, from, ErrClosed
+	}
+	p, now := m.poolOf(c, h), m.opts.Now()
+	e := p.take(now, m.opts.PoolAge)
+	if e != nil {
+		m.stats.PoolHits++
+		m.refill(p, now)
+		m.mu.Unlock()
+	} else {
+		m.stats.PoolMisses++
+		p.miss(now)
+		w := m.startCaller(ctx, p)
+		m.refill(p, now)
+		m.mu.Unlock()
+		if err := m.await(ctx, p, w); err != nil {
+			return nil, w.from, err
+		}
+		e, from = w.got, w.from
+	}
+	from.requests = e.ids
+	h.File, h.Recipients = e.file, e.recipients
+	return e.k, from, nil
+}
+
+// poolOf returns the pool of c, a new one if c's keys are not those of before.
+// m.mu is held.
+func (m *Manager) poolOf(c *Class, h *Header) *pool {
+	if b := m.branches[c.Name]; b != nil { // the class was shared before
+		m.dropBranch(b)
+	}
+	p := m.pools[c.Name]
+	if p != nil && sameKeys(&p.class, c) {
+		p.fixed = h.Fixed
+		return p
+	}
+	if p != nil {
+		p.kill()
+	}
+	p = &pool{class: *c, fixed: h.Fixed, max: max(m.opts.PoolSize, 0)}
+	p.class.Keys, p.class.Allowed = slices.Clone(c.Keys), slices.Clone(c.Allowed)
+	m.pools[c.Name] = p
+	return p
+}
+
+// take hands out the oldest key that is younger than age.
+func (p *pool) take(now time.Time, age time.Duration) *pooled {
+	p.expire(now, age)
+	if len(p.ready) == 0 {
+		return nil
+	}
+	e := p.ready[0]
+	p.ready[0] = nil // nobody else finds it
+	p.ready = p.ready[1:]
+	p.served++
+	return e
+}
+
+// expire wipes what is too old, and aims lower by as much.
+func (p *pool) expire(now time.Time, age time.Duration) {
+	n := 0
+	for n < len(p.ready) && now.Sub(p.ready[n].made) >= age {
+		p.ready[n].k.Wipe()
+		n++
+	}
+	p.ready = slices.Delete(p.ready, 0, n)
+	p.target = max(p.target-n, 0)
+}
+
+// miss lets the target grow, at most once for as many keys as it stands for:
+// many creations at one moment are one lack.
+func (p *pool) miss(now time.Time) {
+	if now.Sub(p.missed) < poolPause && p.served >= p.target {
+		p.target, p.served = min(max(2*p.target, poolFirst), p.max), 0
+	}
+	p.missed = now
+}
+
+// kill wipes the pool. Callers that wait still get what their calls bring.
+func (p *pool) kill() {
+	p.dead, p.target = true, 0
+	for _, e := range p.ready {
+		e.k.Wipe()
+	}
+	p.ready = nil
+	if p.timer != nil {
+		p.timer.Stop()
+	}
+}
+
+// refill starts the calls that p lacks. m.mu is held, and m is not closed.
+func (m *Manager) refill(p *pool, now time.Time) {
+	for !p.dead && !now.Before(p.retryAt) && p.refills < poolRefills && len(p.ready)+p.refills < p.target {
+		p.refills++
+		m.startFill(context.Background(), p, nil)
+	}
+}
+
+// startCaller starts a call for a creation that found no key. m.mu is held.
+func (m *Manager) startCaller(ctx context.Context, p *pool) *poolCaller {
+	w := &poolCaller{done: make(chan struct{}), from: origin{key: p.class.Keys[0], source: SourceCall}}
+	p.waiting = append(p.waiting, w)
+	w.own = m.startFill(ctx, p, w)
+	w.fill = w.own
+	return w
+}
+
+func (m *Manager) startFill(ctx context.Context, p *pool, owner *poolCaller) *poolFill {
+	f := &poolFill{owner: owner}
+	fixed := p.fixed
+	fixed.File = NewID()
+	f.making = making{ctx: ctx, background: owner == nil, class: p.class, purpose: keywrap.PurposeData, h: &Header{Fixed: fixed}}
+	m.start(func() {
+		k, err := m.makeKey(&f.making)
+		m.endFill(p, f, k, err)
+	})
+	return f
+}
+
+// endFill gives a new key to whoever waits longest, else to the pool.
+func (m *Manager) endFill(p *pool, f *poolFill, k *FileKey, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if f.background {
+		p.refills--
+	}
+	if err == nil && m.closed {
+		k.Wipe()
+		err = ErrClosed
+	}
+	now := m.opts.Now()
+	if err != nil {
+		p.retryAt = now.Add(poolRetry)
+		if w := f.owner; w != nil {
+			w.err, w.from.requests = err, f.ids
+			p.leave(w)
+		}
+		return
+	}
+	e := &pooled{file: f.h.File, k: k, recipients: f.h.Recipients, ids: f.ids, made: now}
+	if len(p.waiting) == 0 {
+		m.addPooled(p, e)
+	} else {
+		w := p.waiting[0]
+		if w.own != f {
+			w.from.source = SourcePool
+		}
+		if w.fill != f { // the call that w waited for goes on for f's owner
+			w.fill.owner = f.owner
+			if f.owner != nil {
+				f.owner.fill = w.fill
+			}
+		}
+		w.got = e
+		p.served++
+		p.leave(w)
+	}
+	if !m.closed {
+		m.refill(p, now)
+	}
+}
+
+// leave ends w's waiting; its outcome is set.
+func (p *pool) leave(w *poolCaller) {
+	p.waiting = slices.DeleteFunc(p.waiting, func(o *poolCaller) bool { return o == w })
+	close(w.done)
+}
+
+// addPooled puts e into the pool, if it has room. m.mu is held.
+func (m *Manager) addPooled(p *pool, e *pooled) {
+	if p.dead || m.closed || len(p.ready) >= p.max {
+		e.k.Wipe()
+		return
+	}
+	p.ready = append(p.ready, e)
+	if p.timer == nil {
+		m.armPool(p, m.opts.PoolAge)
+	}
+}
+
+// armPool wipes what is too old after d, without waiting for a creation. m.mu
+// is held.
+func (m *Manager) armPool(p *pool, d time.Duration) {
+	p.timer = time.AfterFunc(d, func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		now := m.opts.Now()
+		p.expire(now, m.opts.PoolAge)
+		p.timer = nil
+		if len(p.ready) > 0 && !p.dead {
+			m.armPool(p, m.opts.PoolAge-now.Sub(p.ready[0].made))
+		}
+	})
+}
+
+// await waits until w has its outcome or its caller gives up.
+func (m *Manager) await(ctx context.Context, p *pool, w *poolCaller) error {
+	pt := patience{ctx: ctx, grace: m.opts.Grace}
+	defer pt.stop()
+	err := pt.wait(w.done)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if w.got == nil && w.err == nil { // gave up
+		if w.fill.owner == w {
+			w.fill.owner = nil
+		}
+		p.leave(w)
+		return err
+	}
+	return w.err
+}
