@@ -55,7 +55,7 @@ var layers = map[string]layer{
 		and(tink, "golang.org/x/crypto/argon2"),
 	"crypto/keywrap/keywraptest": imports("crypto/keywrap", "crypto/fault", "crypto/keymem"),
 	"crypto/keywrap/keypolicy":   imports("crypto/keywrap", "crypto/fault"),
-	"crypto/envelope":            imports("crypto/keywrap", "crypto/keymem", "crypto/fault"),
+	"crypto/envelope":            imports("crypto/keywrap", "crypto/keymem", "crypto/fault").and(tink+"/kwp/subtle"),
 
 	// The policy is written in YAML, and parsing it belongs to its rules.
 	"fs/classify": imports("crypto/fault").and("go.yaml.in/yaml/v3"),
@@ -81,8 +81,12 @@ var layers = map[string]layer{
 	"fs/metrics": imports("fs/cryptfs", "crypto/keywrap", "crypto/fault").
 		and("github.com/prometheus/client_golang/prometheus"),
 
+	// Checks of the machine and of a store that take no key: it reads the record
+	// itself, and the services are passed in.
+	"fs/doctor": imports("crypto/envelope", "crypto/fault", "crypto/keymem", "crypto/keywrap", "fs/backing", "fs/record").and(sysUnix),
+
 	"cmd/kmsfs": imports("crypto/dare", "crypto/envelope", "crypto/fault", "crypto/keymem", "crypto/keywrap",
-		"crypto/keywrap/awskms", "crypto/keywrap/keyring", "fs/classify", "fs/cryptfs", "fs/fusefs").
+		"crypto/keywrap/awskms", "crypto/keywrap/keypolicy", "crypto/keywrap/keyring", "fs/classify", "fs/cryptfs", "fs/doctor", "fs/fusefs").
 		and(cobra, "github.com/spf13/pflag", "github.com/schollz/progressbar/v3", "golang.org/x/term", sysUnix),
 
 	// Test tools. None of them imports the program, so that a bug there cannot

@@ -17,6 +17,8 @@ var (
 	errNotAMount      = fault.New(fault.Invalid, "kmsfs: not a kmsfs mount")
 	errNeedPassphrase = fault.New(fault.KeyDenied, "kmsfs: passphrase needed")
 	errDamage         = fault.New(fault.Integrity, "kmsfs: damage found")
+	errUnwell         = fault.New(fault.Invalid, "kmsfs: errors found")
+	errNoPolicy       = fault.New(fault.Unsupported, "kmsfs: no key policy")
 	errKeysNotUsable  = fault.New(fault.KeyUnavailable, "kmsfs: keys not available")
 )
 

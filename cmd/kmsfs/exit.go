@@ -24,6 +24,7 @@ const (
 	exitUntrusted   = 7   // the store or its keys are not those this machine trusts
 	exitNoFUSE      = 8   // FUSE does not work here
 	exitFull        = 9   // disk or quota full
+	exitUnwell      = 10  // kmsfs doctor found errors
 	exitInterrupted = 130 // SIGINT or SIGTERM, as a shell reports it
 )
 
@@ -61,6 +62,7 @@ var sentinelOutcomes = []struct {
 	{errNotAMount, outcome{exitUsage, "kmsfs status lists the mounts"}},
 	{errNeedPassphrase, outcome{exitKeys, "give --passphrase-file FILE, or run on a terminal"}},
 	{errDamage, outcome{exitDamage, "restore what is damaged from a backup"}},
+	{errUnwell, outcome{exitUnwell, "do what the remedies say"}},
 	{errKeysNotUsable, outcome{exitKeys, "see the messages above for each key"}},
 	{keyring.ErrPassphrase, outcome{exitKeys, "give the keyring's passphrase; --keyring names another file"}},
 	{keyring.ErrNeedPassphrase, outcome{exitKeys, "give --passphrase-file FILE, or run on a terminal"}},

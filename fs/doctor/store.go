@@ -1,0 +1,185 @@
+package doctor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kmsfs/kmsfs/crypto/envelope"
+	"github.com/kmsfs/kmsfs/crypto/keywrap"
+	"github.com/kmsfs/kmsfs/fs/backing"
+	"github.com/kmsfs/kmsfs/fs/record"
+)
+
+// Store is what a store's record says, unverified, as far as checks need it.
+type Store struct {
+	Path      string
+	ID        envelope.ID
+	Created   time.Time
+	Placement envelope.Placement
+	Default   string // class of the root
+	Classes   []Class
+
+	writing int // slots in use of the writing list
+}
+
+// Class is a class of a store with what its keys wrap in the record.
+type Class struct {
+	Name     string
+	Keys     []string // the first makes data keys
+	Retired  []string // only open what is there
+	NameKey  []keywrap.Wrapped
+	NameID   string // id in the encryption context of the name key
+	StoreKey []keywrap.Wrapped
+}
+
+// all returns every key that may have wrapped a file of the class.
+func (c *Class) all() []string { return append(slices.Clone(c.Keys), c.Retired...) }
+
+// ReadStore reads the record of the store at path. Nothing of it is verified.
+// With an error there is no Store; the findings say why.
+func ReadStore(path string) (*Store, []Finding) {
+	const check = "store.record"
+	fail := func(err error) (*Store, []Finding) {
+		switch {
+		case errors.Is(err, record.ErrNoStore), errors.Is(err, unix.ENOTDIR):
+			return nil, one(check, Error, path, "is not a kmsfs store", "give the directory that kmsfs init made, not the mountpoint")
+		case errors.Is(err, record.ErrNewer):
+			return nil, one(check, Error, path, err.Error(), "use a newer kmsfs")
+		case errors.Is(err, fs.ErrNotExist):
+			return nil, one(check, Error, path, "does not exist", "kmsfs init makes a store")
+		case errors.Is(err, fs.ErrPermission):
+			return nil, one(check, Error, path, "this user may not read the store's record: "+err.Error(), "run as the store's owner")
+		}
+		return nil, one(check, Error, path, err.Error(), "restore .kmsfs/store from a backup")
+	}
+	root, err := backing.OpenRoot(path)
+	if err != nil {
+		return fail(err)
+	}
+	defer func() { _ = root.Close() }()
+	meta, err := root.OpenDir(".kmsfs")
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+		err = record.ErrNoStore
+	}
+	if err != nil {
+		return fail(err)
+	}
+	defer func() { _ = meta.Close() }()
+	b, err := meta.ReadFile("store", record.MaxStore)
+	if errors.Is(err, unix.ENOENT) {
+		err = record.ErrNoStore
+	}
+	if err != nil {
+		return fail(err)
+	}
+	s, err := parseStore(b)
+	if err != nil {
+		return fail(err)
+	}
+	s.Path = path
+	if b, err := meta.ReadFile("writing", 64<<20); err == nil {
+		s.writing = inUse(b)
+	}
+	return s, one(check, OK, path, fmt.Sprintf("store %s, placement %s, %d classes", s.ID, s.Placement, len(s.Classes)), "")
+}
+
+func inUse(list []byte) (n int) {
+	for slot := 0; len(list) >= record.WritingLen; slot++ {
+		if w, err := record.ParseWriting(list[:record.WritingLen], slot); err != nil || w != nil {
+			n++
+		}
+		list = list[record.WritingLen:]
+	}
+	return n
+}
+
+func parseStore(b []byte) (*Store, error) {
+	rec, err := record.ParseStore(b)
+	if err != nil {
+		return nil, err
+	}
+	l, err := rec.Layout()
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{ID: l.ID, Created: rec.Body.Created, Placement: l.Placement, Default: l.Policy.Default}
+	for _, name := range l.Policy.Names() {
+		c := Class{Name: name}
+		c.Keys, c.Retired = classKeys(rec, l, name)
+		if h, err := envelope.Parse(rec.Keys.Names[name]); err == nil {
+			c.NameKey, c.NameID = wrappedOf(h), h.File.String()
+		}
+		if h, err := envelope.Parse(rec.Keys.Store[name]); err == nil {
+			c.StoreKey = wrappedOf(h)
+		}
+		s.Classes = append(s.Classes, c)
+	}
+	return s, nil
+}
+
+// classKeys returns the class's keys, those that only open apart: the record
+// lists them last.
+func classKeys(rec *record.Store, l *record.Layout, class string) (keys, retired []string) {
+	all := rec.Body.Keys[class]
+	n := max(1, len(all)-len(l.Policy.Classes[class].Retired))
+	return all[:n:n], all[n:]
+}
+
+func wrappedOf(h *envelope.Header) []keywrap.Wrapped {
+	var out []keywrap.Wrapped
+	for _, r := range h.Recipients {
+		out = append(out, r.Wrapped)
+	}
+	return out
+}
+
+// Keys returns every key of the store once, in order of the classes.
+func (s *Store) Keys() []string {
+	var out []string
+	for _, c := range s.Classes {
+		for _, key := range c.all() {
+			if !slices.Contains(out, key) {
+				out = append(out, key)
+			}
+		}
+	}
+	return out
+}
+
+// Checks returns the checks of the store that need no key. mounted says that it
+// is mounted now.
+func (s *Store) Checks(mounted bool) []Check {
+	return []Check{
+		{"store.filesystem", func(context.Context) []Finding { return fileSystem(s.Path, s.Placement) }},
+		{"store.clock", func(context.Context) []Finding { return s.clock(time.Now()) }},
+		{"store.writing", func(context.Context) []Finding { return s.unfinished(mounted) }},
+	}
+}
+
+// clock compares the machine's clock with the store's past. A minute is within
+// what machines differ by.
+func (s *Store) clock(now time.Time) []Finding {
+	const check = "clock.store"
+	if now.Add(time.Minute).Before(s.Created) {
+		return one(check, Error, "", fmt.Sprintf("this machine's clock says %s, before the store was made (%s)", now.UTC().Format(time.DateTime), s.Created.UTC().Format(time.DateTime)),
+			"set the clock: timedatectl set-ntp true")
+	}
+	return one(check, OK, "", "the clock is later than the store", "")
+}
+
+func (s *Store) unfinished(mounted bool) []Finding {
+	const check = "store.writing"
+	switch {
+	case s.writing == 0:
+		return one(check, OK, s.Path, "no file was left half written", "")
+	case mounted:
+		return one(check, OK, s.Path, fmt.Sprintf("%d files are being written", s.writing), "")
+	}
+	return one(check, Info, s.Path, fmt.Sprintf("%d files were being written when a mount ended without notice", s.writing), "the next mount finishes them, and logs each")
+}
