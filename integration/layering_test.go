@@ -55,7 +55,7 @@ var layers = map[string]layer{
 		and(tink, "golang.org/x/crypto/argon2"),
 	"crypto/keywrap/keywraptest": imports("crypto/keywrap", "crypto/fault", "crypto/keymem"),
 	"crypto/keywrap/keypolicy":   imports("crypto/keywrap", "crypto/fault"),
-	"crypto/envelope":            imports("crypto/keywrap", "crypto/keymem", "crypto/fault").and(tink+"/kwp/subtle"),
+	"crypto/envelope":            imports("crypto/keywrap", "crypto/keymem", "crypto/fault").and(tink + "/kwp/subtle"),
 
 	// The policy is written in YAML, and parsing it belongs to its rules.
 	"fs/classify": imports("crypto/fault").and("go.yaml.in/yaml/v3"),
