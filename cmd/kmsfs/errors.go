@@ -19,6 +19,7 @@ var (
 	errDamage         = fault.New(fault.Integrity, "kmsfs: damage found")
 	errUnwell         = fault.New(fault.Invalid, "kmsfs: errors found")
 	errNoPolicy       = fault.New(fault.Unsupported, "kmsfs: no key policy")
+	errFailedOfLate   = fault.New(fault.KeyUnavailable, "kmsfs: keys failed of late")
 	errKeysNotUsable  = fault.New(fault.KeyUnavailable, "kmsfs: keys not available")
 )
 

@@ -63,6 +63,7 @@ var sentinelOutcomes = []struct {
 	{errNeedPassphrase, outcome{exitKeys, "give --passphrase-file FILE, or run on a terminal"}},
 	{errDamage, outcome{exitDamage, "restore what is damaged from a backup"}},
 	{errUnwell, outcome{exitUnwell, "do what the remedies say"}},
+	{errFailedOfLate, outcome{exitFailure, "what ran meanwhile may have left out files: run it again"}},
 	{errKeysNotUsable, outcome{exitKeys, "see the messages above for each key"}},
 	{keyring.ErrPassphrase, outcome{exitKeys, "give the keyring's passphrase; --keyring names another file"}},
 	{keyring.ErrNeedPassphrase, outcome{exitKeys, "give --passphrase-file FILE, or run on a terminal"}},

@@ -49,7 +49,7 @@ wraps; a directory's class decides which key.`,
 	a.addGlobalFlags(root)
 	root.AddCommand(
 		newInitCommand(a), newMountCommand(a, &mountOptions{}), newDaemonCommand(a), newUmountCommand(a),
-		newStatusCommand(a), newInfoCommand(a), newLsCommand(a), newCatCommand(a),
+		newStatusCommand(a), newHealthCommand(a), newInfoCommand(a), newLsCommand(a), newCatCommand(a),
 		newPolicyCommand(a), newClassifyCommand(a), newKeyringCommand(a),
 		newKnownStoresCommand(a), newFsckCommand(a), newDoctorCommand(a), newVersionCommand(a), newDocsCommand(a),
 	)

@@ -2,9 +2,9 @@ package cryptfs
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/kmsfs/kmsfs/crypto/dare"
 	"github.com/kmsfs/kmsfs/crypto/envelope"
@@ -19,6 +19,8 @@ type class struct {
 	name  string
 	geo   dare.Geometry
 	plain bool // names are not encrypted
+
+	sample atomic.Pointer[envelope.Header] // a file's, for Health; nil until one was opened or made
 
 	mu      sync.Mutex
 	conf    classify.Class
@@ -58,7 +60,7 @@ func (v *Volume) names(ctx context.Context, c *class) (*nameenc.Cipher, error) {
 		c.mu.Lock()
 		c.failure = err.Error()
 		c.mu.Unlock()
-		return nil, fmt.Errorf("name key of class %s: %w", c.name, err)
+		return nil, v.keyError(c, envelope.ID{}, err)
 	}
 	defer key.Wipe()
 	cipher, err = nameenc.New(key.PRK())
@@ -73,6 +75,14 @@ func (v *Volume) names(ctx context.Context, c *class) (*nameenc.Cipher, error) {
 		c.cipher, c.failure = cipher, ""
 	}
 	return c.cipher, nil
+}
+
+// keepSample remembers a header whose key was had, for Health, unless there is one.
+func (c *class) keepSample(h *envelope.Header) {
+	if c.sample.Load() == nil {
+		own := *h
+		c.sample.Store(&own)
+	}
 }
 
 // keys returns the keys as the policy has them now.

@@ -72,5 +72,6 @@ const (
 	keyAttr     = "user.kmsfs.key"
 	idAttr      = "user.kmsfs.id"
 	statusAttr  = "user.kmsfs.status"
+	healthAttr  = "user.kmsfs.health"
 	plainPrefix = "user."
 )

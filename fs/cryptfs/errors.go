@@ -1,6 +1,28 @@
 package cryptfs
 
-import "github.com/kmsfs/kmsfs/crypto/fault"
+import (
+	"fmt"
+
+	"github.com/kmsfs/kmsfs/crypto/envelope"
+	"github.com/kmsfs/kmsfs/crypto/fault"
+)
+
+// KeyError tells whose key could not be had. It wraps the reason.
+type KeyError struct {
+	Class string
+	File  envelope.ID // zero for a class's name key
+	Err   error
+}
+
+func (e *KeyError) Error() string {
+	if e.File.IsZero() {
+		return fmt.Sprintf("name key of class %s: %v", e.Class, e.Err)
+	}
+	return fmt.Sprintf("file %s of class %s: %v", e.File, e.Class, e.Err)
+}
+
+// Unwrap returns Err.
+func (e *KeyError) Unwrap() error { return e.Err }
 
 var (
 	// ErrNoStore means that there is no store in the directory.

@@ -82,8 +82,9 @@ func (v *Volume) newKey(ctx context.Context, c *class) (secrets, error) {
 	fixed := envelope.Fixed{Suite: uint8(v.layout.Suite), ChunkSize: c.geo.ChunkSize, Store: v.layout.ID, File: envelope.NewID()}
 	h, k, err := v.keys.Create(ctx, v.dataKeys(c), keywrap.PurposeData, fixed, v.layout.HeaderSize)
 	if err != nil {
-		return secrets{}, fmt.Errorf("new file: %w", err)
+		return secrets{}, v.keyError(c, fixed.File, err)
 	}
+	c.keepSample(h)
 	return newSecrets(h, k)
 }
 
@@ -99,9 +100,18 @@ func (v *Volume) unwrap(ctx context.Context, c *class, b []byte) (secrets, error
 	}
 	k, err := v.keys.Open(ctx, v.dataKeys(c), keywrap.PurposeData, h)
 	if err != nil {
-		return secrets{}, fmt.Errorf("file %s: %w", h.File, err)
+		return secrets{}, v.keyError(c, h.File, err)
 	}
+	c.keepSample(h)
 	return newSecrets(h, k)
+}
+
+// keyError says whose key err is about, and remembers it for Health. What only
+// this caller did, such as giving up, is no failure of the key.
+func (v *Volume) keyError(c *class, id envelope.ID, err error) error {
+	err = &KeyError{Class: c.name, File: id, Err: err}
+	v.failed(c.name, err)
+	return err
 }
 
 // openEntry opens a regular file of the store. Reading it leaves its access time

@@ -150,6 +150,7 @@ func (v *Volume) adopt(rec *record.Store, p *classify.Policy, classes map[string
 		}
 		old.mu.Lock()
 		old.conf, old.ec, old.header, old.spare = c.conf, c.keys(), c.header, nil
+		old.sample.Store(nil)
 		old.mu.Unlock()
 		next[name] = old
 	}

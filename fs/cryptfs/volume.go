@@ -55,6 +55,7 @@ type Volume struct {
 	ghosts   atomic.Int64
 	space    spaceWatch
 	counters counters
+	health   healthState
 	stop     chan struct{}
 	stopped  sync.WaitGroup
 	closed   atomic.Bool
@@ -298,6 +299,9 @@ type counters struct {
 func (v *Volume) note(err error) error {
 	if k := fault.Of(err); k == fault.Integrity || k == fault.BadFormat {
 		v.counters.integrity.Add(1)
+		if key := (*KeyError)(nil); !errors.As(err, &key) { // keyError has it
+			v.failed("", err)
+		}
 	}
 	return err
 }

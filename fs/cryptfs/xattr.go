@@ -212,6 +212,9 @@ func (v *Volume) virtual(n *Node, name string) ([]byte, error) {
 	if name == statusAttr && n.dir != nil {
 		return json.Marshal(v.Status())
 	}
+	if name == healthAttr && n.dir != nil {
+		return json.Marshal(v.Health(context.Background()))
+	}
 	if name == classAttr && n.dir != nil {
 		if _, err := v.load(context.Background(), n); err != nil {
 			return nil, err

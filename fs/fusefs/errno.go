@@ -11,6 +11,7 @@ import (
 
 	"github.com/kmsfs/kmsfs/crypto/fault"
 	"github.com/kmsfs/kmsfs/crypto/keywrap"
+	"github.com/kmsfs/kmsfs/fs/cryptfs"
 )
 
 // This file is the only place of the package that turns an error into an
@@ -132,6 +133,9 @@ func (f *fileSystem) status(op string, h *fuse.InHeader, err error) fuse.Status 
 	if f.log.Enabled(ctx, r.level) {
 		f.log.LogAttrs(ctx, r.level, "operation failed", details(op, h, kind, r, err)...)
 	}
+	if f.failed != nil && r.level >= slog.LevelWarn {
+		f.failed(Failure{Op: op, Uid: h.Uid, Pid: h.Pid, Err: err})
+	}
 	return fuse.Status(r.errno)
 }
 
@@ -148,6 +152,13 @@ func details(op string, h *fuse.InHeader, kind fault.Kind, r row, err error) []s
 	if r.audit {
 		attrs = append(attrs, slog.Bool("audit", true),
 			slog.Uint64("uid", uint64(h.Uid)), slog.Uint64("pid", uint64(h.Pid)))
+	}
+	var key *cryptfs.KeyError
+	if errors.As(err, &key) {
+		attrs = append(attrs, slog.String("class", key.Class))
+		if !key.File.IsZero() {
+			attrs = append(attrs, slog.Any("file", key.File))
+		}
 	}
 	var call *keywrap.CallError
 	if !errors.As(err, &call) {

@@ -23,6 +23,7 @@ const cacheSeconds = 3600
 type fileSystem struct {
 	volume *cryptfs.Volume
 	log    *slog.Logger
+	failed func(Failure) // may be nil
 	nodes  *nodeTable[*cryptfs.Node]
 	files  *handleTable[*cryptfs.Handle]
 	dirs   *handleTable[*dirStream]

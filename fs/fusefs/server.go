@@ -1,6 +1,7 @@
 package fusefs
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -22,6 +23,28 @@ type Options struct {
 	ReadOnly   bool         // mount read-only, whatever Extra says; so is a volume that was opened read-only
 	Extra      []string     // -o options; see mount(8)
 	Log        *slog.Logger // nil: slog.Default()
+
+	// Failed is told of each operation that failed for a reason that somebody
+	// should hear of: those that are logged at least as warnings. It must not
+	// block and must not use the mount. nil: nobody.
+	Failed func(Failure)
+}
+
+// Failure is an operation that failed.
+type Failure struct {
+	Op       string
+	Uid, Pid uint32 // of the caller; Pid is the thread's
+	Err      error
+}
+
+// CallerOf returns who asked for what is done under ctx, a context that this
+// package made; ok is false for any other.
+func CallerOf(ctx context.Context) (uid, gid, pid uint32, ok bool) {
+	c, ok := fuse.FromContext(ctx)
+	if !ok {
+		return 0, 0, 0, false
+	}
+	return c.Uid, c.Gid, c.Pid, true
 }
 
 // maxRequest is the most that one read or write request carries, and how far
@@ -81,7 +104,9 @@ func Mount(v *cryptfs.Volume, mountpoint string, o Options) (*Server, error) {
 		return nil, err
 	}
 	args.allowOther = args.allowOther || o.AllowOther
-	server, err := fuse.NewServer(newFileSystem(v, o.Log), mountpoint, mountOptions(store, args, o))
+	files := newFileSystem(v, o.Log)
+	files.failed = o.Failed
+	server, err := fuse.NewServer(files, mountpoint, mountOptions(store, args, o))
 	if err != nil {
 		return nil, refused(err, args)
 	}
