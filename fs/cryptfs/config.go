@@ -1,6 +1,7 @@
 package cryptfs
 
 import (
+	"context"
 	"log/slog"
 
 	"github.com/kmsfs/kmsfs/crypto/dare"
@@ -24,6 +25,12 @@ type Config struct {
 	// SameKey tells that two key URIs are one key, such as replicas of a
 	// multi-Region key; nil: only equal URIs are.
 	SameKey func(a, b string) bool
+
+	// What follows goes to the key manager: see envelope.Options.
+	Pool       int // data keys ahead of need in each class; 0: its default, negative: none
+	Observe    func(ctx context.Context, u envelope.Use) error
+	Call       func(ctx context.Context, c envelope.CallRecord) error
+	Background func(ctx context.Context) context.Context
 }
 
 // InitConfig says what store to make.

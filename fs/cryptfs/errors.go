@@ -5,18 +5,23 @@ import (
 
 	"github.com/kmsfs/kmsfs/crypto/envelope"
 	"github.com/kmsfs/kmsfs/crypto/fault"
+	"github.com/kmsfs/kmsfs/crypto/keywrap"
 )
 
 // KeyError tells whose key could not be had. It wraps the reason.
 type KeyError struct {
-	Class string
-	File  envelope.ID // zero for a class's name key
-	Err   error
+	Class   string
+	Purpose keywrap.Purpose // names: the class's name key
+	File    envelope.ID     // zero for a name key and for a file that is not made
+	Err     error
 }
 
 func (e *KeyError) Error() string {
-	if e.File.IsZero() {
+	switch {
+	case e.Purpose == keywrap.PurposeNames:
 		return fmt.Sprintf("name key of class %s: %v", e.Class, e.Err)
+	case e.File.IsZero():
+		return fmt.Sprintf("new file of class %s: %v", e.Class, e.Err)
 	}
 	return fmt.Sprintf("file %s of class %s: %v", e.File, e.Class, e.Err)
 }

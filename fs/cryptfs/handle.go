@@ -138,6 +138,7 @@ func (v *Volume) openStored(ctx context.Context, n *Node, m openMode, gen uint64
 	case block != nil && v.conf.WriteOnly:
 		err = ErrWriteOnly
 	case block != nil:
+		v.lookAhead(n)
 		o.sec, err = v.unwrap(ctx, n.class, block)
 	case m.write:
 		o.sec, err = v.newKey(ctx, n.class)

@@ -77,12 +77,13 @@ func (v *Volume) dataKeys(c *class) envelope.Class {
 	return ec
 }
 
-// newKey asks the key service for the key of a new file.
+// newKey returns the key of a new file: one that was made ahead of need, with a
+// file id that belongs to it, or else a new one from the key service.
 func (v *Volume) newKey(ctx context.Context, c *class) (secrets, error) {
-	fixed := envelope.Fixed{Suite: uint8(v.layout.Suite), ChunkSize: c.geo.ChunkSize, Store: v.layout.ID, File: envelope.NewID()}
+	fixed := envelope.Fixed{Suite: uint8(v.layout.Suite), ChunkSize: c.geo.ChunkSize, Store: v.layout.ID}
 	h, k, err := v.keys.Create(ctx, v.dataKeys(c), keywrap.PurposeData, fixed, v.layout.HeaderSize)
 	if err != nil {
-		return secrets{}, v.keyError(c, fixed.File, err)
+		return secrets{}, v.keyError(c, keywrap.PurposeData, envelope.ID{}, err)
 	}
 	c.keepSample(h)
 	return newSecrets(h, k)
@@ -100,7 +101,7 @@ func (v *Volume) unwrap(ctx context.Context, c *class, b []byte) (secrets, error
 	}
 	k, err := v.keys.Open(ctx, v.dataKeys(c), keywrap.PurposeData, h)
 	if err != nil {
-		return secrets{}, v.keyError(c, h.File, err)
+		return secrets{}, v.keyError(c, keywrap.PurposeData, h.File, err)
 	}
 	c.keepSample(h)
 	return newSecrets(h, k)
@@ -108,8 +109,8 @@ func (v *Volume) unwrap(ctx context.Context, c *class, b []byte) (secrets, error
 
 // keyError says whose key err is about, and remembers it for Health. What only
 // this caller did, such as giving up, is no failure of the key.
-func (v *Volume) keyError(c *class, id envelope.ID, err error) error {
-	err = &KeyError{Class: c.name, File: id, Err: err}
+func (v *Volume) keyError(c *class, p keywrap.Purpose, id envelope.ID, err error) error {
+	err = &KeyError{Class: c.name, Purpose: p, File: id, Err: err}
 	v.failed(c.name, err)
 	return err
 }

@@ -56,6 +56,7 @@ type Volume struct {
 	space    spaceWatch
 	counters counters
 	health   healthState
+	follower follower
 	stop     chan struct{}
 	stopped  sync.WaitGroup
 	closed   atomic.Bool
@@ -101,7 +102,10 @@ func (v *Volume) setUp(ctx context.Context) error {
 	}
 	v.policy = v.layout.Policy
 	v.place = newPlace(v.layout.Placement, v.layout.HeaderSize)
-	v.keys = envelope.NewManager(v.conf.Provider, v.layout.ID, envelope.Options{Log: v.log, SameKey: v.conf.SameKey})
+	v.keys = envelope.NewManager(v.conf.Provider, v.layout.ID, envelope.Options{
+		Log: v.log, SameKey: v.conf.SameKey, PoolSize: v.conf.Pool,
+		Observe: v.conf.Observe, Call: v.conf.Call, Background: v.conf.Background,
+	})
 	storeKey, err := v.openClasses(ctx)
 	if err != nil {
 		return err
