@@ -297,7 +297,7 @@ func keyringURI(name string) string { return "keyring:" + name }
 func policyKeys(p *classify.Policy) []string {
 	keys := map[string][]string{}
 	for name, c := range p.Classes {
-		keys[name] = c.Keys
+		keys[name] = slices.Concat(c.Keys, c.Retired)
 	}
 	return allKeys(keys)
 }

@@ -31,11 +31,12 @@ type class struct {
 	failure string           // why it could not be, the last time
 }
 
-// newClass returns the class as the policy and the store's keys have it.
-func newClass(name string, conf classify.Class, keys []string, p envelope.Placement, headerSize int) *class {
+// newClass returns the class as the policy and the store's keys have it: active
+// are those that wrap new data keys, allowed those that may unwrap.
+func newClass(name string, conf classify.Class, active, allowed []string, p envelope.Placement, headerSize int) *class {
 	return &class{
 		name: name, conf: conf, plain: conf.Names == classify.NamesPlain,
-		ec:  envelope.Class{Name: name, Keys: keys, Allowed: keys, Cache: conf.Cache},
+		ec:  envelope.Class{Name: name, Keys: active, Allowed: allowed, Cache: conf.Cache, Shared: conf.Shared},
 		geo: dare.Geometry{ChunkSize: conf.ChunkSize, Base: dare.CipherOff(p.Base(headerSize))},
 	}
 }

@@ -52,7 +52,8 @@ type Info struct {
 	HeaderSize int
 	Suite      dare.Suite
 	Policy     *classify.Policy
-	Keys       map[string][]string // class -> key URIs, aliases resolved
+	Keys       map[string][]string // class -> key URIs, aliases resolved, the retired ones last
+	Retired    map[string][]string // class -> those of its keys that only unwrap
 	Verified   bool                // the record's MAC was checked
 }
 

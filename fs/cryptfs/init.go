@@ -30,7 +30,7 @@ func Init(ctx context.Context, c InitConfig) (*Info, error) {
 	if !record.HeaderSizeOK(c.HeaderSize) {
 		return nil, fmt.Errorf("header size %d: %w", c.HeaderSize, envelope.ErrInvalid)
 	}
-	resolved, err := resolveKeys(ctx, c.Provider, c.Policy)
+	resolved, err := resolveKeys(ctx, c.Provider, c.Policy, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -42,7 +42,7 @@ func Init(ctx context.Context, c InitConfig) (*Info, error) {
 	return info, err
 }
 
-func initIn(ctx context.Context, c InitConfig, resolved map[string][]string) (*Info, error) {
+func initIn(ctx context.Context, c InitConfig, resolved keySet) (*Info, error) {
 	root, err := backing.OpenRoot(c.Store)
 	if err != nil {
 		return nil, err
@@ -76,21 +76,63 @@ func initIn(ctx context.Context, c InitConfig, resolved map[string][]string) (*I
 	return newInfo(b.rec, layout, true), nil
 }
 
-// resolveKeys asks the services for every key of the policy: aliases become
-// the keys that they stand for now, and a key that cannot be used is refused.
-func resolveKeys(ctx context.Context, p keywrap.Provider, policy *classify.Policy) (map[string][]string, error) {
+// keySet is the keys of every class, aliases resolved: active wrap new data
+// keys, retired only unwrap.
+type keySet struct{ active, retired map[string][]string }
+
+// all returns the keys that may unwrap: the active ones, then the retired.
+func (k keySet) all() map[string][]string {
 	out := map[string][]string{}
+	for name := range k.active {
+		out[name] = slices.Concat(k.active[name], k.retired[name])
+	}
+	return out
+}
+
+// put enters the keys into a record.
+func (k keySet) put(rec *record.Store) {
+	rec.Body.Keys = k.all()
+	rec.Body.Retired = maps.Clone(k.retired)
+}
+
+// keysOf returns the keys that a record has.
+func keysOf(rec *record.Store) keySet {
+	k := keySet{map[string][]string{}, rec.Body.Retired}
+	for name := range rec.Body.Keys {
+		k.active[name] = rec.Active(name)
+	}
+	return k
+}
+
+// resolveKeys asks the services for every key of the policy: aliases become
+// the keys that they stand for now, and a key that cannot be used is refused. A
+// retired key may be in any state, and one that known has is taken without
+// asking: it may be gone.
+func resolveKeys(ctx context.Context, p keywrap.Provider, policy *classify.Policy, known map[string][]string) (keySet, error) {
+	out := keySet{map[string][]string{}, map[string][]string{}}
 	for _, name := range policy.Names() {
 		for _, uri := range policy.Classes[name].Keys {
 			d, err := p.Describe(ctx, uri)
 			if err != nil {
-				return nil, fmt.Errorf("class %s: %w", name, err)
+				return out, fmt.Errorf("class %s: %w", name, err)
 			}
 			if d.State != keywrap.Enabled {
-				return nil, fmt.Errorf("class %s: key %s is %s: %w", name, d.Key, d.State, ErrKeyState)
+				return out, fmt.Errorf("class %s: key %s is %s: %w", name, d.Key, d.State, ErrKeyState)
 			}
-			if !slices.Contains(out[name], d.Key) {
-				out[name] = append(out[name], d.Key)
+			if !slices.Contains(out.active[name], d.Key) {
+				out.active[name] = append(out.active[name], d.Key)
+			}
+		}
+		for _, uri := range policy.Classes[name].Retired {
+			if !slices.Contains(known[name], uri) {
+				d, err := p.Describe(ctx, uri)
+				if err != nil {
+					return out, fmt.Errorf("class %s, retired key: %w", name, err)
+				}
+				uri = d.Key
+			}
+			if !slices.Contains(out.active[name], uri) && !slices.Contains(out.retired[name], uri) {
+				out.retired[name] = append(out.retired[name], uri)
 			}
 		}
 	}
@@ -112,7 +154,7 @@ func probeXattrs(root *backing.Dir, size int) error {
 // builder makes a new store's keys and record.
 type builder struct {
 	conf     InitConfig
-	resolved map[string][]string
+	resolved keySet
 	id       envelope.ID
 	keys     *envelope.Manager
 	rec      *record.Store
@@ -124,12 +166,13 @@ func (b *builder) makeKeys(ctx context.Context) error {
 	c := b.conf
 	b.rec.Body = record.StoreBody{
 		ID: b.id.String(), Created: time.Now().UTC().Truncate(time.Second), Placement: c.Placement.String(),
-		HeaderSize: c.HeaderSize, Suite: c.Suite.String(), Keys: b.resolved, Names: map[string]string{},
+		HeaderSize: c.HeaderSize, Suite: c.Suite.String(), Names: map[string]string{},
 	}
+	b.resolved.put(b.rec)
 	b.rec.Keys = record.StoreKeys{Store: map[string][]byte{}, Names: map[string][]byte{}}
 	b.classes = map[string]*class{}
 	for _, name := range c.Policy.Names() {
-		cl := newClass(name, c.Policy.Classes[name], b.resolved[name], c.Placement, c.HeaderSize)
+		cl := newClass(name, c.Policy.Classes[name], b.rec.Active(name), b.rec.Body.Keys[name], c.Placement, c.HeaderSize)
 		b.classes[name] = cl
 		if err := addNameKey(ctx, b.keys, b.rec, cl, envelope.Fixed{Suite: uint8(c.Suite), Store: b.id, File: envelope.NewID()}, c.HeaderSize); err != nil {
 			return err

@@ -30,13 +30,13 @@ func (v *Volume) ApplyPolicy(ctx context.Context, p *classify.Policy) (changes [
 	if err != nil {
 		return changes, err
 	}
-	resolved, err := resolveKeys(ctx, v.conf.Provider, p)
+	resolved, err := resolveKeys(ctx, v.conf.Provider, p, v.Info().Keys)
 	if err != nil {
 		return changes, err
 	}
 	for name, keys := range v.Info().Keys {
 		for _, key := range keys {
-			if !slices.Contains(resolved[name], key) {
+			if !slices.Contains(resolved.active[name], key) && !slices.Contains(resolved.retired[name], key) {
 				return changes, fmt.Errorf("class %s, key %s: %w", name, key, ErrKeyInUse)
 			}
 		}
@@ -46,9 +46,9 @@ func (v *Volume) ApplyPolicy(ctx context.Context, p *classify.Policy) (changes [
 
 // writePolicy writes a new store record. The name keys of new classes are in it,
 // and in their files before it is in place.
-func (v *Volume) writePolicy(ctx context.Context, p *classify.Policy, resolved map[string][]string) error {
+func (v *Volume) writePolicy(ctx context.Context, p *classify.Policy, resolved keySet) error {
 	rec := cloneRecord(v.rec)
-	rec.Body.Keys = resolved
+	resolved.put(rec)
 	old := *v.layout // openRecord puts the old rules into its policy
 	old.Policy = v.policy.Clone()
 	storeKey, err := openRecord(ctx, v.keys, v.rec, &old, v.classes)
@@ -58,7 +58,7 @@ func (v *Volume) writePolicy(ctx context.Context, p *classify.Policy, resolved m
 	defer storeKey.Wipe()
 	classes := map[string]*class{}
 	for _, name := range p.Names() {
-		c := newClass(name, p.Classes[name], resolved[name], v.layout.Placement, v.layout.HeaderSize)
+		c := newClass(name, p.Classes[name], rec.Active(name), rec.Body.Keys[name], v.layout.Placement, v.layout.HeaderSize)
 		if err := v.keysFor(ctx, rec, c, v.classes[name]); err != nil {
 			return err
 		}
@@ -78,6 +78,13 @@ func (v *Volume) writePolicy(ctx context.Context, p *classify.Policy, resolved m
 	}
 	v.adopt(rec, p, classes)
 	return nil
+}
+
+// keySet returns the keys that the classes have now.
+func (v *Volume) keySet() keySet {
+	v.ns.RLock()
+	defer v.ns.RUnlock()
+	return keysOf(v.rec)
 }
 
 func cloneRecord(r *record.Store) *record.Store {
@@ -202,7 +209,7 @@ func (v *Volume) Classify(ctx context.Context, n *Node, className string) error 
 	if err != nil {
 		return err
 	}
-	if err := v.writePolicy(ctx, p, info.Keys); err != nil {
+	if err := v.writePolicy(ctx, p, v.keySet()); err != nil {
 		return err
 	}
 	return v.reclassEmpty(ctx, n, cl, cipher)

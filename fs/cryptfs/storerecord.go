@@ -43,7 +43,7 @@ func Inspect(path string) (*Info, error) {
 func newInfo(rec *record.Store, l *record.Layout, verified bool) *Info {
 	return &Info{
 		ID: l.ID, Format: record.Version, Placement: l.Placement, HeaderSize: l.HeaderSize,
-		Suite: l.Suite, Policy: l.Policy, Keys: rec.Body.Keys, Verified: verified,
+		Suite: l.Suite, Policy: l.Policy, Keys: rec.Body.Keys, Retired: rec.Body.Retired, Verified: verified,
 	}
 }
 

@@ -150,7 +150,7 @@ func (v *Volume) lockStore() error {
 func (v *Volume) openClasses(ctx context.Context) (*envelope.FileKey, error) {
 	v.classes = map[string]*class{}
 	for _, name := range v.policy.Names() {
-		v.classes[name] = newClass(name, v.policy.Classes[name], v.rec.Body.Keys[name], v.layout.Placement, v.layout.HeaderSize)
+		v.classes[name] = newClass(name, v.policy.Classes[name], v.rec.Active(name), v.rec.Body.Keys[name], v.layout.Placement, v.layout.HeaderSize)
 	}
 	storeKey, err := openRecord(ctx, v.keys, v.rec, v.layout, v.classes)
 	if err != nil {

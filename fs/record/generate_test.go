@@ -147,6 +147,13 @@ func (g *generator) stores() {
 		s.Body.Names["a"] = strings.Repeat("cd", 32)
 		s.Keys.Store["a"], s.Keys.Names["a"] = []byte{}, nil
 	}))
+	retired := g.store(func(s *record.Store) {
+		s.Body.Policy = []byte(strings.Replace(policy, `"keys":["keyring:general"]`, `"keys":["keyring:general"],"retired":["keyring:old","alias/older"]`, 1))
+		s.Body.Keys["general"] = []string{"keyring:general", "keyring:old", "keyring:older"}
+		s.Body.Retired = map[string][]string{"general": {"keyring:old", "keyring:older"}}
+	})
+	g.ok("retired", "two keys that only unwrap", retired)
+	g.storeRetired(g.text(retired))
 	g.text(plain)("no-store", "another kind of file", fault.Invalid, "kmsfs store 1", "#!/bin/sh")
 	g.damage(plain, []change{
 		{"empty", "no bytes", fault.Invalid, func([]byte) []byte { return nil }},
@@ -196,6 +203,16 @@ func (g *generator) storeValues(text func(name, comment string, kind fault.Kind,
 	text("class-with-no-keys", "a class of the policy has an empty list of keys", fault.BadFormat, `"keys":{"general":["keyring:general"]},"names"`, `"keys":{"general":[]},"names"`)
 	text("invalid-utf8", "a string that is not UTF-8", fault.BadFormat, `"keys":{"general":["keyring:general"]},"names"`, "\"keys\":{\"general\":[\"keyring:\xff\"]},\"names\"")
 	text("nul", "a NUL byte in a string", fault.BadFormat, `"suite":"aes`, "\"suite\":\"\x00es")
+}
+
+func (g *generator) storeRetired(text func(name, comment string, kind fault.Kind, old, new string)) {
+	const is = `"retired":{"general":["keyring:old","keyring:older"]}`
+	text("retired-all", "no key is left that wraps", fault.BadFormat, is, `"retired":{"general":["keyring:general","keyring:old","keyring:older"]}`)
+	text("retired-first", "the first key is retired and others are not", fault.BadFormat, is, `"retired":{"general":["keyring:general"]}`)
+	text("retired-stranger", "a retired key that is none of the class's", fault.BadFormat, is, `"retired":{"general":["keyring:other"]}`)
+	text("retired-none", "an empty list of retired keys", fault.BadFormat, is, `"retired":{"general":[]}`)
+	text("retired-empty", "no class with retired keys", fault.BadFormat, is, `"retired":{}`)
+	text("retired-class", "retired keys of a class that is not there", fault.BadFormat, is, `"retired":{"phi":["keyring:older"]}`)
 }
 
 // text returns a function that adds v with a text in it replaced.

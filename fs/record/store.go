@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -38,10 +39,11 @@ type StoreBody struct {
 	Placement  string              `json:"placement"`
 	HeaderSize int                 `json:"header_size"` // bytes
 	Suite      string              `json:"suite"`
-	Policy     json.RawMessage     `json:"policy"` // classify.Policy without its rules, as its Marshal writes it
-	Rules      []byte              `json:"rules"`  // the rules, encrypted: they hold plaintext paths
-	Keys       map[string][]string `json:"keys"`   // class -> key URIs, aliases resolved; the first makes data keys
-	Names      map[string]string   `json:"names"`  // class -> commitment of its name key, in hexadecimal
+	Policy     json.RawMessage     `json:"policy"`            // classify.Policy without its rules, as its Marshal writes it
+	Rules      []byte              `json:"rules"`             // the rules, encrypted: they hold plaintext paths
+	Keys       map[string][]string `json:"keys"`              // class -> key URIs, aliases resolved; the first makes data keys
+	Retired    map[string][]string `json:"retired,omitempty"` // class -> those of its Keys that only unwrap; classes with none are absent
+	Names      map[string]string   `json:"names"`             // class -> commitment of its name key, in hexadecimal
 }
 
 // StoreKeys holds header blocks by class: the store key wrapped for each class,
@@ -165,7 +167,33 @@ func (s *Store) Layout() (*Layout, error) {
 			return nil, fmt.Errorf("store record: class %s has no key: %w", class, ErrFormat)
 		}
 	}
+	for class, retired := range s.Body.Retired {
+		if _, ok := l.Policy.Classes[class]; !ok || len(retired) == 0 {
+			return nil, fmt.Errorf("store record: retired keys of class %s: %w", class, ErrFormat)
+		}
+		if err := checkRetired(s.Body.Keys[class], retired); err != nil {
+			return nil, fmt.Errorf("store record: class %s: %w", class, err)
+		}
+	}
 	return &l, nil
+}
+
+// checkRetired holds retired to being the end of keys, and not all of them.
+func checkRetired(keys, retired []string) error {
+	n := len(keys) - len(retired)
+	if n < 1 || !slices.Equal(keys[n:], retired) {
+		return fmt.Errorf("retired keys are not the last of its keys: %w", ErrFormat)
+	}
+	return nil
+}
+
+// Active returns the keys of a class that new data keys are wrapped under, the
+// first of which makes them: Body.Keys without the retired ones. s.Layout has
+// succeeded.
+func (s *Store) Active(class string) []string {
+	keys := s.Body.Keys[class]
+	n := len(keys) - len(s.Body.Retired[class])
+	return keys[:n:n]
 }
 
 // HeaderSizeOK reports whether n may be a store's header size: a power of two

@@ -161,7 +161,7 @@ func describeDir(b []byte) (string, []byte, error) {
 	return fmt.Sprintf("id %x class %s mac %x signed-bytes %d", d.ID, d.Class, d.MAC[:4], len(d.Body())), d.Encode(), nil
 }
 
-func describeStore(b []byte) (string, []byte, error) {
+func describeStore(b []byte) (parsed string, encoded []byte, err error) {
 	s, err := record.ParseStore(b)
 	if err != nil {
 		return "-", nil, err
@@ -175,6 +175,9 @@ func describeStore(b []byte) (string, []byte, error) {
 		return "-", nil, err
 	}
 	signed, err := s.Signed()
+	if len(s.Body.Retired) > 0 {
+		defer func() { parsed += fmt.Sprintf(" retired %v active %v", s.Body.Retired, s.Active("general")) }()
+	}
 	return fmt.Sprintf("id %v placement %v header %d suite %v classes %v keys %v created %s mac %x signed-bytes %d",
 		l.ID, l.Placement, l.HeaderSize, l.Suite, l.Policy.Names(), s.Body.Keys, s.Body.Created.Format("2006-01-02T15:04:05Z07:00"), s.MAC[:4], len(signed)), again, err
 }
