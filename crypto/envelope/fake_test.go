@@ -2,6 +2,7 @@ package envelope_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/aes"
 	"crypto/cipher"
@@ -38,6 +39,11 @@ type fakeService struct {
 	respond  func(w keywrap.Wrapped) *keymem.Key
 	resolve  map[string]string // what wrapping names a key, where not by its own URI
 	blobLen  int               // pads blobs to this length
+	requests int               // so far
+	failNth  int               // every n-th request fails as throttled; 0: none
+	material string            // key-material id, default "v1"
+	inFlight int
+	peak     int // most requests at a time
 }
 
 func newFake() *fakeService {
@@ -70,8 +76,14 @@ func (f *fakeService) count(op, key string) int {
 func (f *fakeService) enter(ctx context.Context, op, key string) error {
 	f.mu.Lock()
 	f.calls[op+" "+key]++
+	f.requests++
+	f.inFlight++
+	f.peak = max(f.peak, f.inFlight)
+	a := keywrap.Attempt{Op: op, Key: key, RequestID: fmt.Sprintf("req-%d", f.requests)}
+	nth := f.failNth > 0 && f.requests%f.failNth == 0
 	delay, stubborn := f.delay, f.stubborn
 	f.mu.Unlock()
+	defer f.set(func() { f.inFlight-- })
 	if delay > 0 {
 		t := time.NewTimer(delay)
 		defer t.Stop()
@@ -82,12 +94,22 @@ func (f *fakeService) enter(ctx context.Context, op, key string) error {
 		select {
 		case <-t.C:
 		case <-done:
+			a.Code = keywrap.NoAnswer
+			keywrap.TraceOf(ctx).Add(a)
 			return ctx.Err() // raw: the manager has to cope with a sloppy provider
 		}
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if err := f.fail[key]; err != nil {
+	err := f.fail[key]
+	if err == nil && nth {
+		err = keywrap.ErrThrottled
+	}
+	if err != nil {
+		a.Code = "SomeException"
+	}
+	keywrap.TraceOf(ctx).Add(a)
+	if err != nil {
 		return &keywrap.CallError{Op: op, Key: key, RequestID: "r-1", Err: err}
 	}
 	return nil
@@ -127,7 +149,7 @@ func (f *fakeService) wrap(key string, ec keywrap.Context, dek []byte) keywrap.W
 	if pad := f.blobLen - len(blob); pad > 0 {
 		blob = append(blob, make([]byte, pad)...)
 	}
-	return keywrap.Wrapped{Key: key, Blob: blob, Material: "v1"}
+	return keywrap.Wrapped{Key: key, Blob: blob, Material: cmp.Or(f.material, "v1")}
 }
 
 func (f *fakeService) GenerateDataKey(ctx context.Context, key string, ec keywrap.Context) (keywrap.DataKey, error) {

@@ -30,7 +30,9 @@ type pool struct {
 	max     int
 	ready   []*pooled     // oldest first
 	waiting []*poolCaller // longest waiting first
-	refills int           // under way
+	calls   int           // under way; one for each that waits, the others fill the pool
+	refills int           // those of the calls that began as such
+	spare   []*poolFill   // calls that creations began and do not wait for any more
 	target  int           // keys that shall be ready or coming
 	served  int           // keys handed out since target grew
 	missed  time.Time     // when a creation last found no key
@@ -139,10 +141,10 @@ func (p *pool) expire(now time.Time, age time.Duration) {
 	p.target = max(p.target-n, 0)
 }
 
-// miss lets the target grow, at most once for as many keys as it stands for:
-// many creations at one moment are one lack.
+// miss lets the target grow, at most once for half as many keys as it stands
+// for: many creations at one moment are one lack.
 func (p *pool) miss(now time.Time) {
-	if now.Sub(p.missed) < poolPause && p.served >= p.target {
+	if now.Sub(p.missed) < poolPause && 2*p.served >= p.target {
 		p.target, p.served = min(max(2*p.target, poolFirst), p.max), 0
 	}
 	p.missed = now
@@ -162,22 +164,33 @@ func (p *pool) kill() {
 
 // refill starts the calls that p lacks. m.mu is held, and m is not closed.
 func (m *Manager) refill(p *pool, now time.Time) {
-	for !p.dead && !now.Before(p.retryAt) && p.refills < poolRefills && len(p.ready)+p.refills < p.target {
+	for !p.dead && !now.Before(p.retryAt) && p.refills < poolRefills && len(p.ready)+p.calls-len(p.waiting) < p.target {
 		p.refills++
 		m.startFill(context.Background(), p, nil)
 	}
 }
 
-// startCaller starts a call for a creation that found no key. m.mu is held.
+// startCaller lets a creation wait that found no key, for a call that another
+// one does not need any more or one of its own. So there are never more calls
+// than there were creations at a time; refills are not counted on, since the key
+// service may let them wait. m.mu is held.
 func (m *Manager) startCaller(ctx context.Context, p *pool) *poolCaller {
 	w := &poolCaller{done: make(chan struct{}), from: origin{key: p.class.Keys[0], source: SourceCall}}
+	if len(p.spare) > 0 {
+		w.fill = p.spare[0]
+		w.fill.owner = w
+		p.spare = slices.Delete(p.spare, 0, 1)
+	} else {
+		w.own = m.startFill(ctx, p, w)
+		w.fill = w.own
+	}
 	p.waiting = append(p.waiting, w)
-	w.own = m.startFill(ctx, p, w)
-	w.fill = w.own
 	return w
 }
 
+// startFill starts a call for owner, or for the pool. m.mu is held.
 func (m *Manager) startFill(ctx context.Context, p *pool, owner *poolCaller) *poolFill {
+	p.calls++
 	f := &poolFill{owner: owner}
 	fixed := p.fixed
 	fixed.File = NewID()
@@ -193,9 +206,11 @@ func (m *Manager) startFill(ctx context.Context, p *pool, owner *poolCaller) *po
 func (m *Manager) endFill(p *pool, f *poolFill, k *FileKey, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	p.calls--
 	if f.background {
 		p.refills--
 	}
+	p.spare = slices.DeleteFunc(p.spare, func(o *poolFill) bool { return o == f })
 	if err == nil && m.closed {
 		k.Wipe()
 		err = ErrClosed
@@ -218,9 +233,10 @@ func (m *Manager) endFill(p *pool, f *poolFill, k *FileKey, err error) {
 			w.from.source = SourcePool
 		}
 		if w.fill != f { // the call that w waited for goes on for f's owner
-			w.fill.owner = f.owner
-			if f.owner != nil {
+			if w.fill.owner = f.owner; f.owner != nil {
 				f.owner.fill = w.fill
+			} else {
+				p.spare = append(p.spare, w.fill)
 			}
 		}
 		w.got = e
@@ -273,9 +289,8 @@ func (m *Manager) await(ctx context.Context, p *pool, w *poolCaller) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if w.got == nil && w.err == nil { // gave up
-		if w.fill.owner == w {
-			w.fill.owner = nil
-		}
+		w.fill.owner = nil
+		p.spare = append(p.spare, w.fill)
 		p.leave(w)
 		return err
 	}
