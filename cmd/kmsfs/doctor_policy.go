@@ -41,7 +41,7 @@ func (a *app) runDoctorPolicy(ctx context.Context, o doctorOptions) error {
 	if err != nil {
 		return err
 	}
-	a.notePolicies(policies, role, o, root)
+	a.notePolicies(s, policies, role, o, root)
 	if o.json {
 		return a.printJSON(map[string]any{"role": role, "store": s.ID, "policies": policies})
 	}
@@ -125,7 +125,7 @@ func classesOf(s keypolicy.Store, key string) []string {
 }
 
 // notePolicies says what a person has to know to use the policies.
-func (a *app) notePolicies(policies []keyPolicy, role keypolicy.Role, o doctorOptions, root string) {
+func (a *app) notePolicies(s keypolicy.Store, policies []keyPolicy, role keypolicy.Role, o doctorOptions, root string) {
 	if len(o.principals) == 0 {
 		a.note("the principal is %s: give yours with --principal", policies[0].Policy.Statement[0].Principal.AWS[0])
 	}
@@ -137,8 +137,8 @@ func (a *app) notePolicies(policies []keyPolicy, role keypolicy.Role, o doctorOp
 	regions := map[string]bool{}
 	for _, p := range policies {
 		regions[strings.Split(p.Key, ":")[3]] = true
-		if reads && len(policies) > 1 {
-			a.note("%s: leave it out for whom it is not to open files, if it is kept for recovery", p.Key)
+		if reads && s.Further(p.Key) {
+			a.note("%s makes no data keys, it is a further recipient: leave kms:Decrypt out if it is kept for recovery", p.Key)
 		}
 	}
 	if role == keypolicy.Rewrapper && len(regions) > 1 {

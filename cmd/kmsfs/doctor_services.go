@@ -147,10 +147,25 @@ func (e *examination) aws(ctx context.Context, used bool) *awskms.Provider {
 	}
 	e.check(ctx, checks...)
 	reached = slices.Contains(answers, true)
-	if !found || !reached {
+	if !found || !reached || !e.accepted(ctx, p) {
 		return nil
 	}
 	return p
+}
+
+// accepted signs one call, so that credentials which the service refuses are one
+// finding and not one for each key.
+func (e *examination) accepted(ctx context.Context, p *awskms.Provider) bool {
+	i := slices.IndexFunc(e.trusted, func(key string) bool { return keywrap.Scheme(key) == "aws" })
+	ctx, cancel := context.WithTimeout(ctx, e.options.timeout)
+	defer cancel()
+	_, err := p.Describe(ctx, e.trusted[i])
+	if !errors.Is(err, keywrap.ErrCredentials) {
+		return true
+	}
+	e.findings = append(e.findings, doctor.Finding{Check: "aws.credentials", Level: doctor.Error,
+		Text: "the service refuses them: " + causeOf(err), Remedy: hintOf(err, "")})
+	return false
 }
 
 // soon is when credentials that run out are worth a word: the SDK renews those

@@ -90,6 +90,14 @@ func TestRoles(t *testing.T) {
 			t.Errorf("%s on a key that is not the store's: %q", role, got)
 		}
 	}
+	for key, want := range map[string]bool{keyA: false, keyB: false, old: false} {
+		if got := sample.Further(key); got != want {
+			t.Errorf("Further(%s) = %v", key, got)
+		}
+	}
+	if s := (keypolicy.Store{Classes: sample.Classes[:1]}); !s.Further(keyB) || s.Further(keyA) || s.Further(old) {
+		t.Error("of phi alone, not the second key is the further one")
+	}
 	if got := sample.Keys(); !slices.Equal(got, []string{keyA, keyB, old}) {
 		t.Errorf("keys %q", got)
 	}
@@ -120,6 +128,9 @@ func TestText(t *testing.T) {
             "kmsfs:purpose",
             "kmsfs:store"
           ]
+        },
+        "Null": {
+          "kms:EncryptionContext:kmsfs:id": "false"
         },
         "StringEquals": {
           "kms:EncryptionContext:kmsfs:class": "phi",

@@ -58,6 +58,13 @@ func (s *Store) Keys() []string {
 	return out
 }
 
+// Further reports whether key makes no data keys, and wraps those of some class
+// as a further recipient.
+func (s *Store) Further(key string) bool {
+	u := s.uses(key)
+	return len(u.makes) == 0 && len(u.further) > 0
+}
+
 // uses are the classes that need a key for something.
 type uses struct {
 	makes   []string // it makes their data keys
@@ -159,9 +166,10 @@ func (w *writer) allow(what string, classes []string, purposes []keywrap.Purpose
 	const prefix = "kms:EncryptionContext:kmsfs:"
 	w.add(what, actions, map[string]map[string]Values{
 		"StringEquals": {prefix + "store": {w.store}, prefix + "class": classes, prefix + "purpose": values},
-		// ForAllValues holds for an empty context as well; the pairs above, which
-		// must be there, close that.
+		// ForAllValues alone holds for fewer keys as well: the pairs above must be
+		// there, and Null demands the id, so that the log always tells which file.
 		"ForAllValues:StringEquals": {"kms:EncryptionContextKeys": {"kmsfs:class", "kmsfs:id", "kmsfs:purpose", "kmsfs:store"}},
+		"Null":                      {prefix + "id": {"false"}},
 	})
 }
 
