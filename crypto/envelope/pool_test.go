@@ -224,6 +224,7 @@ func TestPoolOverAnOutage(t *testing.T) {
 		for range n {
 			b.mustAnyFile()
 		}
+		synctest.Wait()
 		// One volley of refills has failed, and no other follows within a second.
 		if got := b.svc.total() - before; got > n {
 			t.Errorf("got %d calls during the outage, want at most %d", got, n)
