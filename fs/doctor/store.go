@@ -110,8 +110,7 @@ func parseStore(b []byte) (*Store, error) {
 	}
 	s := &Store{ID: l.ID, Created: rec.Body.Created, Placement: l.Placement, Default: l.Policy.Default}
 	for _, name := range l.Policy.Names() {
-		c := Class{Name: name}
-		c.Keys, c.Retired = classKeys(rec, l, name)
+		c := Class{Name: name, Keys: rec.Active(name), Retired: rec.Body.Retired[name]}
 		if h, err := envelope.Parse(rec.Keys.Names[name]); err == nil {
 			c.NameKey, c.NameID = wrappedOf(h), h.File.String()
 		}
@@ -121,14 +120,6 @@ func parseStore(b []byte) (*Store, error) {
 		s.Classes = append(s.Classes, c)
 	}
 	return s, nil
-}
-
-// classKeys returns the class's keys, those that only open apart: the record
-// lists them last.
-func classKeys(rec *record.Store, l *record.Layout, class string) (keys, retired []string) {
-	all := rec.Body.Keys[class]
-	n := max(1, len(all)-len(l.Policy.Classes[class].Retired))
-	return all[:n:n], all[n:]
 }
 
 func wrappedOf(h *envelope.Header) []keywrap.Wrapped {
