@@ -53,6 +53,11 @@ var layers = map[string]layer{
 		and(awsSDK, smithy),
 	"crypto/keywrap/keyring": imports("crypto/keywrap", "crypto/fault", "crypto/keymem").
 		and(tink, "golang.org/x/crypto/argon2"),
+	// Without its build tag; integration/hsm holds what the tag adds.
+	"crypto/keywrap/pkcs11":      imports("crypto/keywrap", "crypto/fault", "crypto/keymem"),
+	// Limits are of time and number only: the rate is a token bucket.
+	"crypto/keywrap/limit": imports("crypto/keywrap", "crypto/fault", "crypto/keymem").
+		and("golang.org/x/time/rate"),
 	"crypto/keywrap/keywraptest": imports("crypto/keywrap", "crypto/fault", "crypto/keymem"),
 	"crypto/keywrap/keypolicy":   imports("crypto/keywrap", "crypto/fault"),
 	"crypto/envelope":            imports("crypto/keywrap", "crypto/keymem", "crypto/fault").and(tink + "/kwp/subtle"),
