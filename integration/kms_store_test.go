@@ -23,8 +23,9 @@ type kmsStore struct {
 // kmsClass is a class of a test policy. keys are aliases or ARNs; without any
 // the class gets a fresh key.
 type kmsClass struct {
-	keys  []string
-	cache string
+	keys    []string
+	cache   string
+	options string // further ones, in YAML's flow style: "data_keys: shared"
 }
 
 // newKMSStore makes a store with the given classes; the first is the default,
@@ -60,7 +61,10 @@ func newKMSStoreAt(t *testing.T, server *kmsserver.Server, p envelope.Placement,
 		if err != nil {
 			t.Fatal(err)
 		}
-		policy += fmt.Sprintf("  %s: { keys: %s, cache: %s, chunk_size: 4KiB }\n", name, keys, c.cache)
+		if c.options != "" {
+			c.options = ", " + c.options
+		}
+		policy += fmt.Sprintf("  %s: { keys: %s, cache: %s, chunk_size: 4KiB%s }\n", name, keys, c.cache, c.options)
 		if i > 0 {
 			rules += fmt.Sprintf("  /%s: %s\n", name, name)
 		}

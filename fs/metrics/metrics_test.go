@@ -24,7 +24,8 @@ func testStatus() cryptfs.Status {
 	return cryptfs.Status{
 		ID: "0123456789abcdef0123456789abcdef", Store: "/srv/a secret place", Placement: "header", KeysLocked: true,
 		Classes: []cryptfs.ClassStatus{{Name: "general", Available: true}, {Name: "phi"}},
-		Keys:    envelope.Stats{Calls: 20, CacheHits: 7, Shared: 3, Failures: 2, Entries: 5},
+		Keys: envelope.Stats{Calls: 20, CacheHits: 7, Shared: 3, Failures: 2, Entries: 5,
+			PoolHits: 31, PoolMisses: 32, PoolKeys: 33, Ahead: 34},
 		Counters: cryptfs.Counters{OpenFiles: 2, KnownNodes: 11, BytesRead: 1000, BytesWritten: 2000,
 			Integrity: 1, Repairs: 4, ForeignEntries: 6},
 	}
@@ -81,6 +82,10 @@ func TestValues(t *testing.T) {
 		"kmsfs_key_shared_calls_total":   {`kmsfs_key_shared_calls_total 3`},
 		"kmsfs_key_failures_total":       {`kmsfs_key_failures_total 2`},
 		"kmsfs_key_cache_entries":        {`kmsfs_key_cache_entries 5`},
+		"kmsfs_key_pool_hits_total":      {`kmsfs_key_pool_hits_total 31`},
+		"kmsfs_key_pool_misses_total":    {`kmsfs_key_pool_misses_total 32`},
+		"kmsfs_key_pool_entries":         {`kmsfs_key_pool_entries 33`},
+		"kmsfs_key_ahead_calls_total":    {`kmsfs_key_ahead_calls_total 34`},
 		"kmsfs_key_memory_locked":        {`kmsfs_key_memory_locked 1`},
 		"kmsfs_open_files":               {`kmsfs_open_files 2`},
 		"kmsfs_known_nodes":              {`kmsfs_known_nodes 11`},
