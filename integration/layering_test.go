@@ -54,7 +54,7 @@ var layers = map[string]layer{
 	"crypto/keywrap/keyring": imports("crypto/keywrap", "crypto/fault", "crypto/keymem").
 		and(tink, "golang.org/x/crypto/argon2"),
 	// Without its build tag; integration/hsm holds what the tag adds.
-	"crypto/keywrap/pkcs11":      imports("crypto/keywrap", "crypto/fault", "crypto/keymem"),
+	"crypto/keywrap/pkcs11": imports("crypto/keywrap", "crypto/fault", "crypto/keymem"),
 	// Limits are of time and number only: the rate is a token bucket.
 	"crypto/keywrap/limit": imports("crypto/keywrap", "crypto/fault", "crypto/keymem").
 		and("golang.org/x/time/rate"),

@@ -142,4 +142,3 @@ func between(t *testing.T, what string, got, least, most time.Duration) {
 		t.Errorf("%s: %v, want %v to %v", what, got, least, most)
 	}
 }
-
