@@ -48,6 +48,8 @@ var layers = map[string]layer{
 	"crypto/keymem":  imports(),
 	"crypto/dare":    imports("crypto/fault", "crypto/keymem").and("github.com/minio/sio"),
 	"crypto/nameenc": imports("crypto/fault", "crypto/keymem").and(tink),
+	// A library for logging of key use; cmd joins it to envelope's observers.
+	"crypto/audit": imports("crypto/fault").and(sysUnix),
 	"crypto/keywrap": imports("crypto/fault", "crypto/keymem"),
 	"crypto/keywrap/awskms": imports("crypto/keywrap", "crypto/fault", "crypto/keymem").
 		and(awsSDK, smithy),
