@@ -71,12 +71,15 @@ var layers = map[string]layer{
 	// cryptfs so that they can be fuzzed without a disk. They name values of
 	// dare (suite), envelope (ids, placement) and classify (policy).
 	"fs/record": imports("crypto/dare", "crypto/envelope", "crypto/fault", "fs/classify"),
+	// Where a header goes and how it is read back, apart from cryptfs so that
+	// whoever has no key can look at headers too.
+	"fs/placement": imports("crypto/envelope", "crypto/fault", "fs/backing").and(sysUnix),
 	// One open file over sealed chunks, apart from cryptfs for its size: it
 	// knows chunks and redo records, not names, classes or key services.
 	"fs/chunkfile": imports("crypto/dare", "crypto/fault", "fs/record").and(sysUnix),
 	// keywrap for the Provider that is passed in, and for purposes; errgroup
 	// bounds what fsck reads at once.
-	"fs/cryptfs": imports("fs/classify", "fs/backing", "fs/record", "fs/chunkfile", "crypto/dare", "crypto/nameenc",
+	"fs/cryptfs": imports("fs/classify", "fs/backing", "fs/record", "fs/placement", "fs/chunkfile", "crypto/dare", "crypto/nameenc",
 		"crypto/envelope", "crypto/keywrap", "crypto/keymem", "crypto/fault").
 		and(sysUnix, "golang.org/x/sync/errgroup"),
 	// keywrap for what a failed call says of key and request, for the log;

@@ -261,7 +261,7 @@ func (v *Volume) peekHeader(dir *Node, entry string) *envelope.Header {
 	if st, err := disk.Stat(); err != nil || st.Type() != unix.S_IFREG || st.Size == 0 {
 		return nil
 	}
-	block, err := v.place.read(disk, []*backing.Dir{ref.Dir})
+	block, err := v.place.Read(disk, []*backing.Dir{ref.Dir})
 	if err != nil {
 		return nil
 	}

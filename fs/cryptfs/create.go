@@ -360,7 +360,7 @@ func (f *openFile) sidecarInto(d *backing.Dir) error {
 	f.mu.Lock()
 	id := f.secrets.header.File
 	f.mu.Unlock()
-	name := f.v.place.sidecar(id[:])
+	name := f.v.place.Sidecar(id[:])
 	if name == "" || f.home == nil {
 		return nil
 	}

@@ -43,7 +43,7 @@ var (
 	ErrRecord = fault.New(fault.Integrity, "cryptfs: store record fails authentication")
 	// ErrDirRecord means that a directory's record is missing or fails authentication.
 	ErrDirRecord = fault.New(fault.Integrity, "cryptfs: directory record fails authentication")
-	// ErrHeader means that a file's header is missing or not this store's.
+	// ErrHeader means a header that is not this store's.
 	ErrHeader = fault.New(fault.Integrity, "cryptfs: file header does not belong here")
 	// ErrName means that a stored name fails authentication.
 	ErrName = fault.New(fault.Integrity, "cryptfs: stored name fails authentication")

@@ -35,9 +35,9 @@ func (v *Volume) raise(n *Node, dir *backing.Dir, entry string, st backing.Stat)
 			g.target, _ = readTarget(dir, entry, n.class, cipher) // damage is told as ESTALE
 		}
 	}
-	if n.typ == unix.S_IFREG && v.place.sidecar(make([]byte, idLen)) != "" && st.Size > 0 {
+	if n.typ == unix.S_IFREG && v.place.Sidecar(make([]byte, idLen)) != "" && st.Size > 0 {
 		if disk, err := v.openEntry(dir, entry, unix.O_RDONLY); err == nil {
-			g.block, _ = v.place.read(disk, []*backing.Dir{dir}) // without it an open says so
+			g.block, _ = v.place.Read(disk, []*backing.Dir{dir}) // without it an open says so
 			_ = disk.Close()
 		}
 	}
@@ -82,7 +82,7 @@ func (v *Volume) openGhost(n *Node, flags int, header bool) (disk *backing.File,
 	st, err = disk.Stat()
 	if err == nil && header && st.Size > 0 {
 		if block = g.block; block == nil {
-			block, err = v.place.read(disk, nil)
+			block, err = v.place.Read(disk, nil)
 		}
 	}
 	if err != nil {

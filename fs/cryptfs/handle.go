@@ -169,12 +169,12 @@ func (v *Volume) cutDisk(n *Node, disk *backing.File) error {
 	v.ns.RLock()
 	defer v.ns.RUnlock()
 	side := ""
-	if b := make([]byte, idLen); v.place.sidecar(b) != "" {
+	if b := make([]byte, idLen); v.place.Sidecar(b) != "" {
 		k, err := disk.ReadAt(b, 0)
 		if err != nil {
 			return err
 		}
-		side = v.place.sidecar(b[:k])
+		side = v.place.Sidecar(b[:k])
 	}
 	if err := disk.Truncate(0); err != nil || side == "" {
 		return err
@@ -227,15 +227,15 @@ func (v *Volume) openDisk(n *Node, write, header bool) (disk *backing.File, st b
 // readBlock reads a header. A file with names in directories that are not known
 // yet may have its sidecar there: then it is brought here.
 func (v *Volume) readBlock(disk *backing.File, dirs []*backing.Dir, st backing.Stat) ([]byte, error) {
-	block, err := v.place.read(disk, dirs)
-	if err == nil || st.Nlink < 2 || v.place.sidecar(make([]byte, idLen)) == "" || fault.Of(err) != fault.Integrity {
+	block, err := v.place.Read(disk, dirs)
+	if err == nil || st.Nlink < 2 || v.place.Sidecar(make([]byte, idLen)) == "" || fault.Of(err) != fault.Integrity {
 		return block, err
 	}
 	b := make([]byte, idLen)
 	if n, rerr := disk.ReadAt(b, 0); rerr != nil || n < idLen {
 		return nil, err
 	}
-	name := v.place.sidecar(b)
+	name := v.place.Sidecar(b)
 	found := v.walk(func(d *backing.Dir, e backing.Entry) bool {
 		if e.Name != name {
 			return true
@@ -375,7 +375,7 @@ func (f *openFile) syncApart() error {
 	defer f.mu.Unlock()
 	if f.apart {
 		at := v.spots(f.n, f.home)
-		err := v.place.sync(at.dirs, f.secrets.header.File)
+		err := v.place.Sync(at.dirs, f.secrets.header.File)
 		at.release()
 		if err != nil {
 			return err

@@ -11,6 +11,7 @@ import (
 	"github.com/kmsfs/kmsfs/crypto/dare"
 	"github.com/kmsfs/kmsfs/crypto/envelope"
 	"github.com/kmsfs/kmsfs/fs/backing"
+	"github.com/kmsfs/kmsfs/fs/placement"
 	"github.com/kmsfs/kmsfs/fs/record"
 )
 
@@ -116,7 +117,7 @@ func (o *FileInfo) file(l *record.Layout, dir *backing.Dir, entry string, st bac
 		return err
 	}
 	defer func() { _ = disk.Close() }()
-	block, err := newPlace(l.Placement, l.HeaderSize).read(disk, []*backing.Dir{dir})
+	block, err := placement.New(l.Placement, l.HeaderSize).Read(disk, []*backing.Dir{dir})
 	if err != nil {
 		return err
 	}

@@ -4,17 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"sync"
 	"sync/atomic"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/kmsfs/kmsfs/crypto/dare"
 	"github.com/kmsfs/kmsfs/crypto/envelope"
 	"github.com/kmsfs/kmsfs/crypto/keywrap"
 	"github.com/kmsfs/kmsfs/fs/backing"
 	"github.com/kmsfs/kmsfs/fs/chunkfile"
+	"github.com/kmsfs/kmsfs/fs/placement"
 	"github.com/kmsfs/kmsfs/fs/record"
 )
 
@@ -115,52 +113,13 @@ func (v *Volume) keyError(c *class, p keywrap.Purpose, id envelope.ID, err error
 	return err
 }
 
-// openEntry opens a regular file of the store. Reading it leaves its access time
-// alone, where the process may say so: headers are read at times when nobody
-// reads the file. An owner who may not, by the
-// mode, is let in for a moment: the mode is for the mount's users, and the
-// kernel has applied it already.
+// openEntry is placement.Open.
 func (v *Volume) openEntry(dir *backing.Dir, entry string, flags int) (*backing.File, error) {
-	f, err := dir.Open(entry, flags|unix.O_NOATIME, 0)
-	if errors.Is(err, unix.EPERM) { // somebody else's file
-		f, err = dir.Open(entry, flags, 0)
-	}
-	if !errors.Is(err, unix.EACCES) {
-		return f, err
-	}
-	st, serr := dir.Stat(entry)
-	if serr != nil || int(st.Uid) != os.Geteuid() || st.Type() != unix.S_IFREG {
-		return nil, err
-	}
-	if cerr := dir.Chmod(entry, st.Mode&0o7777|0o600); cerr != nil {
-		return nil, err
-	}
-	f, err = dir.Open(entry, flags, 0)
-	if cerr := dir.Chmod(entry, st.Mode&0o7777); cerr != nil && err == nil {
-		_ = f.Close()
-		return nil, cerr
-	}
-	return f, err
+	return placement.Open(dir, entry, flags)
 }
 
-// lifted calls f, and once more with the directory's owner let in if its mode
-// keeps out an owner who is not root. The mode is for the mount's users; the
-// store's own files in the directory have to be read and written all the same.
-func lifted(d *backing.Dir, f func() error) error {
-	err := f()
-	if !errors.Is(err, unix.EACCES) {
-		return err
-	}
-	st, serr := d.Stat("")
-	if serr != nil || int(st.Uid) != os.Geteuid() || st.Mode&0o700 == 0o700 || d.ChmodSelf(st.Mode&0o7777|0o700) != nil {
-		return err
-	}
-	err = f()
-	if cerr := d.ChmodSelf(st.Mode & 0o7777); err == nil {
-		err = cerr
-	}
-	return err
-}
+// lifted is placement.Lifted.
+func lifted(d *backing.Dir, f func() error) error { return placement.Lifted(d, f) }
 
 // spot is a file's place in the store while an operation looks at it.
 type spot struct {
@@ -405,7 +364,7 @@ func (f *openFile) Header(sparse bool) ([]byte, error) {
 	defer f.v.ns.RUnlock()
 	at := f.v.spots(f.n, f.home)
 	defer at.release()
-	return f.v.place.write(f.disk.Load(), at.dirs, h.File, block)
+	return f.v.place.Write(f.disk.Load(), at.dirs, h.File, block)
 }
 
 // Emptied implements chunkfile.Owner: an empty file has no sidecar.
@@ -423,7 +382,7 @@ func (f *openFile) Emptied() {
 }
 
 func (v *Volume) removeSidecars(n, home *Node, id envelope.ID) {
-	name := v.place.sidecar(id[:])
+	name := v.place.Sidecar(id[:])
 	if name == "" {
 		return
 	}

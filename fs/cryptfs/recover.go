@@ -99,7 +99,7 @@ func (v *Volume) idOf(d *backing.Dir, entry string) envelope.ID {
 		return envelope.ID{}
 	}
 	defer func() { _ = f.Close() }()
-	block, err := v.place.read(f, []*backing.Dir{d})
+	block, err := v.place.Read(f, []*backing.Dir{d})
 	if err != nil {
 		return envelope.ID{}
 	}
@@ -194,7 +194,7 @@ func (v *Volume) repair(ctx context.Context, w *record.Writing, at lost) (string
 	if err != nil || st.Size == 0 {
 		return "", err
 	}
-	block, err := v.place.read(disk, []*backing.Dir{at.dir})
+	block, err := v.place.Read(disk, []*backing.Dir{at.dir})
 	if err != nil {
 		return "", err
 	}

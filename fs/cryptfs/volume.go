@@ -17,6 +17,7 @@ import (
 	"github.com/kmsfs/kmsfs/crypto/fault"
 	"github.com/kmsfs/kmsfs/fs/backing"
 	"github.com/kmsfs/kmsfs/fs/classify"
+	"github.com/kmsfs/kmsfs/fs/placement"
 	"github.com/kmsfs/kmsfs/fs/record"
 )
 
@@ -33,7 +34,7 @@ type Volume struct {
 	lock   *backing.File // nil if read-only
 	layout *record.Layout
 	keys   *envelope.Manager
-	place  place
+	place  placement.Place
 	isRoot bool // the process is root, and gives new files to their callers
 
 	// ns orders changes of the tree's shape: renames and classifications take
@@ -101,7 +102,7 @@ func (v *Volume) setUp(ctx context.Context) error {
 		return err
 	}
 	v.policy = v.layout.Policy
-	v.place = newPlace(v.layout.Placement, v.layout.HeaderSize)
+	v.place = placement.New(v.layout.Placement, v.layout.HeaderSize)
 	v.keys = envelope.NewManager(v.conf.Provider, v.layout.ID, envelope.Options{
 		Log: v.log, SameKey: v.conf.SameKey, PoolSize: v.conf.Pool,
 		Observe: v.conf.Observe, Call: v.conf.Call, Background: v.conf.Background,
