@@ -99,7 +99,7 @@ func TestDoctorClean(t *testing.T) {
 	}
 	for _, check := range []string{"store.mounts", "store.record", "store.known", "fuse.device", "fuse.helper", "fuse.allow-other", "kernel.version",
 		"memory.locked", "memory.swap", "memory.core", "clock.synchronised", "store.filesystem", "store.space", "store.inodes", "store.writable", "store.xattrs",
-		"store.case", "clock.store", "store.writing", "aws.credentials", "aws.region", "aws.endpoint", "clock.service", "key.state", "key.rotation",
+		"store.case", "clock.store", "store.writing", "store.jobs", "aws.credentials", "aws.region", "aws.endpoint", "clock.service", "key.state", "key.rotation",
 		"class.mount", "class.list", "class.read", "class.create", "class.rewrap"} {
 		if f := findingOf(t, r, check, ""); f.Level != "ok" && f.Level != "info" {
 			t.Errorf("%s: %+v", check, f)
@@ -519,6 +519,20 @@ func TestDoctorRecord(t *testing.T) {
 	want(t.TempDir(), "not a kmsfs store", "kmsfs init")
 	want(filepath.Join(t.TempDir(), "none"), "does not exist")
 	want(filepath.Join(h.Dir, ".config/kmsfs/keyring.json"), "not a kmsfs store")
+	for _, job := range []string{"rekey", "reclassify"} {
+		dir := filepath.Join(store, ".kmsfs", job)
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		put(t, filepath.Join(dir, "job"), nil)
+		r := doctor(h, store)
+		wantFinding(t, r, "store.jobs", store, "warning", job, "not finished")
+		wantOnly(t, r, "store.jobs")
+		if err := os.RemoveAll(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantFinding(t, doctor(h, store), "store.jobs", store, "ok")
 	record := filepath.Join(store, ".kmsfs/store")
 	text, err := os.ReadFile(record)
 	if err != nil {

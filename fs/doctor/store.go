@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -25,7 +26,8 @@ type Store struct {
 	Default   string // class of the root
 	Classes   []Class
 
-	writing int // slots in use of the writing list
+	writing int      // slots in use of the writing list
+	jobs    []string // commands that were begun and not finished
 }
 
 // Class is a class of a store with what its keys wrap in the record.
@@ -85,6 +87,14 @@ func ReadStore(path string) (*Store, []Finding) {
 	s.Path = path
 	if b, err := meta.ReadFile("writing", 64<<20); err == nil {
 		s.writing = inUse(b)
+	}
+	for _, job := range []string{"rekey", "reclassify"} { // docs/format.md, section 14
+		if stage, err := meta.OpenDir(job); err == nil {
+			if _, err := stage.Stat("job"); err == nil {
+				s.jobs = append(s.jobs, job)
+			}
+			_ = stage.Close()
+		}
 	}
 	return s, one(check, OK, path, fmt.Sprintf("store %s, placement %s, %d classes", s.ID, s.Placement, len(s.Classes)), "")
 }
@@ -150,6 +160,7 @@ func (s *Store) Checks(mounted bool) []Check {
 		{"store.filesystem", func(context.Context) []Finding { return fileSystem(s.Path, s.Placement) }},
 		{"store.clock", func(context.Context) []Finding { return s.clock(time.Now()) }},
 		{"store.writing", func(context.Context) []Finding { return s.unfinished(mounted) }},
+		{"store.jobs", func(context.Context) []Finding { return s.unfinishedJobs(mounted) }},
 	}
 }
 
@@ -173,4 +184,16 @@ func (s *Store) unfinished(mounted bool) []Finding {
 		return one(check, OK, s.Path, fmt.Sprintf("%d files are being written", s.writing), "")
 	}
 	return one(check, Info, s.Path, fmt.Sprintf("%d files were being written when a mount ended without notice", s.writing), "the next mount finishes them, and logs each")
+}
+
+func (s *Store) unfinishedJobs(mounted bool) []Finding {
+	const check = "store.jobs"
+	if len(s.jobs) == 0 {
+		return one(check, OK, s.Path, "no job was left unfinished", "")
+	}
+	names := strings.Join(s.jobs, " and ")
+	if mounted { // the mount may be at it
+		return one(check, Info, s.Path, names+" is under way, or was left unfinished", "")
+	}
+	return one(check, Warning, s.Path, names+" was begun and is not finished", "kmsfs "+s.jobs[0]+", called again as before, goes on where it was")
 }
