@@ -115,6 +115,7 @@ func (a *admin) calls() *cobra.Command {
 	cmd := group("calls", "The call log")
 	cmd.AddCommand(
 		a.call("list", "Show the calls since the last reset", http.MethodGet, 0, fixed("calls"), nil),
+		a.call("count", "Count the calls by operation", http.MethodGet, 0, fixed("calls/count"), nil),
 		a.call("reset", "Forget the calls", http.MethodDelete, 0, fixed("calls"), nil),
 	)
 	return cmd
@@ -124,7 +125,9 @@ func (a *admin) fault() *cobra.Command {
 	cmd := group("fault", "Misbehaviour")
 	cmd.Long = `Faults as a whole:
   {"latency_ms": 20, "jitter_ms": 5, "rate_limit": 100, "burst": 10,
-   "outage": "refuse|reset|hang|internal|unavailable", "rules": [FAULT…]}
+   "outage": "refuse|reset|hang|internal|unavailable", "outage_ms": 5000, "rules": [FAULT…]}
+rate_limit is a token bucket of calls per second, burst its size; an outage with
+outage_ms ends by itself.
 One FAULT: the calls that match all filters given fail with the error.
   {"operations": ["Decrypt"], "key": "alias/phi", "principal": "AKIA…", "context": {"kmsfs:class": "phi"},
    "skip": 2, "times": 1, "error": "ThrottlingException", "message": "…", "status": 400, "latency_ms": 50}

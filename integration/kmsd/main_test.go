@@ -184,6 +184,9 @@ func TestControl(t *testing.T) {
 	}
 	ok("advance", "168h")
 	ok("calls", "list")
+	if out := ok("calls", "count"); out != "" {
+		t.Errorf("calls count without calls = %s", out)
+	}
 	ok("calls", "reset")
 	ok("status")
 }

@@ -25,6 +25,7 @@ type Status struct {
 //	GET    /admin/status
 //	GET    /admin/calls                     []Call
 //	DELETE /admin/calls                     forget them
+//	GET    /admin/calls/count               OpCount by operation
 //	GET    /admin/faults                    Faults
 //	PUT    /admin/faults                    replace all
 //	DELETE /admin/faults                    end all
@@ -44,6 +45,7 @@ func (s *Server) adminHandler() http.Handler {
 	m.HandleFunc("GET /admin/status", func(w http.ResponseWriter, _ *http.Request) { answer(w, s.status(), nil) })
 	m.HandleFunc("GET /admin/calls", func(w http.ResponseWriter, _ *http.Request) { answer(w, s.Calls(), nil) })
 	m.HandleFunc("DELETE /admin/calls", func(w http.ResponseWriter, _ *http.Request) { s.ResetCalls(); answer(w, nil, nil) })
+	m.HandleFunc("GET /admin/calls/count", func(w http.ResponseWriter, _ *http.Request) { answer(w, s.Counts(), nil) })
 	s.adminFaults(m)
 	m.HandleFunc("GET /admin/principals", func(w http.ResponseWriter, _ *http.Request) {
 		list := s.Principals()

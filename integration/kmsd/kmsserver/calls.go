@@ -148,6 +148,40 @@ func (s *Server) Count(operation string) int {
 	return n
 }
 
+// OpCount counts the calls of one operation.
+type OpCount struct {
+	Calls     int `json:"calls"`               // all of them
+	OK        int `json:"ok"`                  // successes
+	DryRun    int `json:"dry_run,omitempty"`   // asked with DryRun, whatever the answer
+	Throttled int `json:"throttled,omitempty"` // answered ThrottlingException
+	NoAnswer  int `json:"no_answer,omitempty"` // never answered
+}
+
+// Counts counts Calls by operation; "" is what named no operation.
+func (s *Server) Counts() map[string]OpCount {
+	s.log.mu.Lock()
+	defer s.log.mu.Unlock()
+	out := map[string]OpCount{}
+	for i := range s.log.calls {
+		call := &s.log.calls[i]
+		c := out[call.EventName]
+		c.Calls++
+		if call.DryRun {
+			c.DryRun++
+		}
+		switch call.ErrorCode {
+		case "":
+			c.OK++
+		case "ThrottlingException":
+			c.Throttled++
+		case CodeNoAnswer:
+			c.NoAnswer++
+		}
+		out[call.EventName] = c
+	}
+	return out
+}
+
 // ResetCalls forgets the calls kept in memory; the log file keeps them.
 func (s *Server) ResetCalls() {
 	s.log.mu.Lock()

@@ -39,7 +39,8 @@ type Faults struct {
 	RateLimit float64 `json:"rate_limit,omitempty"` // calls per second, beyond which ThrottlingException; 0: none
 	Burst     int     `json:"burst,omitempty"`      // size of the token bucket; 0: one second's worth, at least 1
 	Outage    Outage  `json:"outage,omitempty"`
-	Rules     []Fault `json:"rules,omitempty"` // the first that matches answers
+	OutageMS  int     `json:"outage_ms,omitempty"` // the outage ends by itself after so long; 0: when the faults are replaced
+	Rules     []Fault `json:"rules,omitempty"`     // the first that matches answers
 }
 
 // Fault fails, or slows, the calls that match all the filters given.
@@ -84,13 +85,16 @@ func (f *Fault) check() error {
 }
 
 func (f *Faults) check() error {
-	if f.LatencyMS < 0 || f.JitterMS < 0 || f.RateLimit < 0 || f.Burst < 0 {
+	if f.LatencyMS < 0 || f.JitterMS < 0 || f.RateLimit < 0 || f.Burst < 0 || f.OutageMS < 0 {
 		return fmt.Errorf("%w: faults' numbers are not negative", ErrOptions)
 	}
 	switch f.Outage {
 	case OutageNone, OutageRefuse, OutageReset, OutageHang, OutageInternal, OutageUnavailable:
 	default:
 		return fmt.Errorf("%w: outage %q", ErrOptions, f.Outage)
+	}
+	if f.OutageMS > 0 && f.Outage == OutageNone {
+		return fmt.Errorf("%w: outage_ms without an outage", ErrOptions)
 	}
 	for i := range f.Rules {
 		if err := f.Rules[i].check(); err != nil {
@@ -102,7 +106,8 @@ func (f *Faults) check() error {
 
 // faultBox holds the faults in force.
 type faultBox struct {
-	change sync.Mutex // serialises changes with the listener's state
+	change sync.Mutex  // serialises changes with the listener's state
+	end    *time.Timer // of an outage with OutageMS; guarded by change
 	mu     sync.Mutex
 	now    Faults
 	nextID int
@@ -119,7 +124,34 @@ func (s *Server) SetFaults(f Faults) error {
 	s.faults.change.Lock()
 	defer s.faults.change.Unlock()
 	s.faults.replace(f)
+	if s.faults.end != nil {
+		s.faults.end.Stop()
+		s.faults.end = nil
+	}
+	if f.OutageMS > 0 {
+		var timer *time.Timer
+		timer = time.AfterFunc(time.Duration(f.OutageMS)*time.Millisecond, func() { s.endOutage(&timer) })
+		s.faults.end = timer
+	}
 	return s.net.refuse(f.Outage == OutageRefuse)
+}
+
+// endOutage ends the outage that timer is of, unless the faults were replaced
+// meanwhile, and leaves the other faults as they are.
+func (s *Server) endOutage(timer **time.Timer) {
+	b := &s.faults
+	b.change.Lock()
+	defer b.change.Unlock()
+	if b.end == nil || b.end != *timer {
+		return
+	}
+	b.end = nil
+	b.mu.Lock()
+	b.now.Outage, b.now.OutageMS = OutageNone, 0
+	b.mu.Unlock()
+	// Listening again on a port that this process holds does not fail; if it
+	// did, the client under test would see the outage go on.
+	_ = s.net.refuse(false)
 }
 
 func (b *faultBox) replace(f Faults) {

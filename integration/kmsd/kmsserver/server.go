@@ -47,7 +47,7 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	if err := s.net.open(o.Listen, o.AdminListen, http.HandlerFunc(s.serve), s.adminHandler()); err != nil {
 		return nil, s.closeWith(err)
 	}
-	if err := s.net.refuse(o.Faults.Outage == OutageRefuse); err != nil {
+	if err := s.SetFaults(o.Faults); err != nil {
 		return nil, s.closeWith(err)
 	}
 	s.mu.Lock()

@@ -120,7 +120,12 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	var tooLarge *http.MaxBytesError
 	if errors.As(err, &tooLarge) {
-		respond(w, nil, fail("RequestEntityTooLargeException", "request larger than %d bytes", maxBody))
+		refusal := fail("RequestEntityTooLargeException", "request larger than %d bytes", maxBody)
+		s.mu.Lock()
+		now := s.now()
+		s.mu.Unlock()
+		s.log.add(Call{EventTime: now, RequestID: id, ErrorCode: refusal.code, ErrorMessage: refusal.message})
+		respond(w, nil, refusal)
 		return
 	}
 	if err != nil {
