@@ -40,21 +40,17 @@ func sealer(prk *keymem.Key, class string, h *Header) (*subtle.KWP, error) {
 	return subtle.NewKWP(kek)
 }
 
-// seal makes the data key of h's file and sets h.Sealed. prk is the branch's and
-// stays the caller's.
-func seal(prk *keymem.Key, class string, h *Header) (*FileKey, error) {
+// seal sets h.Sealed for a data key and returns the file's key. prk is the
+// branch's and stays the caller's; dek is wiped.
+func seal(prk *keymem.Key, class string, h *Header, dek *keymem.Key) (*FileKey, error) {
+	defer dek.Wipe()
 	kw, err := sealer(prk, class, h)
 	if err != nil {
 		return nil, err
 	}
-	dek := keymem.Random(keywrap.DataKeyLen)
 	sealed, err := kw.Wrap(dek.Bytes())
-	if err == nil && len(sealed) != SealedLen {
-		err = fmt.Errorf("wrapped data key of %d bytes: %w", len(sealed), ErrDataKey)
-	}
-	if err != nil {
-		dek.Wipe()
-		return nil, err
+	if err != nil || len(sealed) != SealedLen {
+		return nil, fmt.Errorf("wrapping a data key in %d bytes: %w", len(sealed), ErrDataKey)
 	}
 	copy(h.Sealed[:], sealed)
 	return newFileKey(dek, h.Store, h.File)
@@ -119,7 +115,7 @@ func (m *Manager) createShared(ctx context.Context, c *Class, h *Header) (*FileK
 		return nil, from, err
 	}
 	defer prk.Wipe()
-	k, err := seal(prk, c.Name, h)
+	k, err := seal(prk, c.Name, h, keymem.Random(keywrap.DataKeyLen))
 	return k, from, err
 }
 

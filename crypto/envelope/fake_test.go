@@ -171,6 +171,10 @@ func (f *fakeService) Decrypt(ctx context.Context, w keywrap.Wrapped, ec keywrap
 	if err := f.enter(ctx, "Decrypt", w.Key); err != nil {
 		return nil, err
 	}
+	return f.unwrap("Decrypt", w, ec)
+}
+
+func (f *fakeService) unwrap(op string, w keywrap.Wrapped, ec keywrap.Context) (*keymem.Key, error) {
 	if f.respond != nil {
 		return f.respond(w), nil
 	}
@@ -180,16 +184,25 @@ func (f *fakeService) Decrypt(ctx context.Context, w keywrap.Wrapped, ec keywrap
 			return keymem.Take(dek), nil
 		}
 	}
-	return nil, &keywrap.CallError{Op: "Decrypt", Key: w.Key, Err: keywrap.ErrCiphertext}
+	return nil, &keywrap.CallError{Op: op, Key: w.Key, Err: keywrap.ErrCiphertext}
 }
 
 func (f *fakeService) ReEncrypt(ctx context.Context, w keywrap.Wrapped, from keywrap.Context, key string, to keywrap.Context) (keywrap.Wrapped, error) {
-	plain, err := f.Decrypt(ctx, w, from)
+	if err := f.enter(ctx, "ReEncrypt", key); err != nil {
+		return keywrap.Wrapped{}, err
+	}
+	f.mu.Lock()
+	err := f.fail[w.Key]
+	f.mu.Unlock()
+	if err != nil {
+		return keywrap.Wrapped{}, &keywrap.CallError{Op: "ReEncrypt", Key: key, Err: err}
+	}
+	plain, err := f.unwrap("ReEncrypt", w, from)
 	if err != nil {
 		return keywrap.Wrapped{}, err
 	}
 	defer plain.Wipe()
-	return f.Encrypt(ctx, key, to, plain)
+	return f.wrap(key, to, plain.Bytes()), nil
 }
 
 func (f *fakeService) Describe(_ context.Context, key string) (keywrap.Description, error) {

@@ -25,6 +25,13 @@ func FuzzParse(f *testing.F) {
 		if n := len(h.Recipients); n < 1 || n > envelope.MaxRecipients || h.BlockSize != len(block) {
 			t.Errorf("got %d recipients, block size %d", n, h.BlockSize)
 		}
+		if h.Shared {
+			k, err := envelope.Unseal(vectorBranch, h.Recipients[0].Class, h)
+			if err != nil && fault.Of(err) != fault.Integrity {
+				t.Errorf("Unseal: got error %v, want integrity", err)
+			}
+			k.Wipe()
+		}
 		again, err := h.Encode(len(block))
 		if err != nil || !bytes.Equal(again, block) {
 			t.Errorf("encodes to %x, %v, want %x", again, err, block)

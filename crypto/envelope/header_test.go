@@ -61,6 +61,14 @@ func TestEncodeRefuses(t *testing.T) {
 		{"size too large", 16384, func(*envelope.Header) {}, envelope.ErrInvalid},
 		{"chunk size", 512, func(h *envelope.Header) { h.ChunkSize = 4097 }, envelope.ErrInvalid},
 		{"chunk size without suite", 512, func(h *envelope.Header) { h.Suite = 0 }, envelope.ErrInvalid},
+		{"shared without contents", 512, func(h *envelope.Header) { h.Suite, h.ChunkSize, h.Shared, h.Branch = 0, 0, true, h.File }, envelope.ErrInvalid},
+		{"shared without a branch", 512, func(h *envelope.Header) { h.Shared = true }, envelope.ErrInvalid},
+		{"branch of a key that is not shared", 512, func(h *envelope.Header) { h.Branch = h.File }, envelope.ErrInvalid},
+		{"wrapped data key that is not shared", 512, func(h *envelope.Header) { h.Sealed[39] = 1 }, envelope.ErrInvalid},
+		{"shared, one byte too many", 512, func(h *envelope.Header) {
+			h.Shared, h.Branch = true, h.File
+			h.Recipients[0].Wrapped.Blob = make([]byte, 512-84-6-len("general")-len("keyring:general")-len("v1")-56+1)
+		}, envelope.ErrDoesNotFit},
 		{"sparse without contents", 512, func(h *envelope.Header) { h.Suite, h.ChunkSize, h.Sparse = 0, 0, true }, envelope.ErrInvalid},
 		{"no recipient", 512, func(h *envelope.Header) { h.Recipients = nil }, envelope.ErrInvalid},
 		{"no class", 512, func(h *envelope.Header) { h.Recipients[0].Class = "" }, envelope.ErrInvalid},

@@ -204,7 +204,6 @@ func TestEveryCallIsTold(t *testing.T) {
 		synctest.Wait()
 		told, inBackground, ids := map[string]int{}, 0, map[string]bool{}
 		for i, c := range d.calls {
-			// The fake's ReEncrypt is two requests, Decrypt and Encrypt.
 			for _, a := range c.Attempts {
 				told[a.Op+" "+a.Key]++
 				ids[a.RequestID] = true

@@ -20,6 +20,9 @@ var vectorDEK = func() []byte {
 	return b
 }()
 
+// vectorBranch is the branch key of every vector of a shared key.
+var vectorBranch = bytes.Repeat([]byte{0xbb}, keywrap.DataKeyLen)
+
 // recipient makes a recipient whose blob of n bytes is recognisable.
 func recipient(class, key string, n int, material string) envelope.Recipient {
 	return envelope.Recipient{Class: class, Wrapped: keywrap.Wrapped{Key: key, Blob: bytes.Repeat([]byte{0xb1}, n), Material: material}}
@@ -38,6 +41,13 @@ func (g *generator) add(name, comment string, expect fault.Kind, h *envelope.Hea
 		g.t.Fatal(err)
 	}
 	defer k.Wipe()
+	if h.Shared {
+		sealed, err := envelope.Seal(vectorBranch, h.Recipients[0].Class, h, vectorDEK)
+		if err != nil {
+			g.t.Fatal(err)
+		}
+		defer sealed.Wipe()
+	}
 	k.Commit(h)
 	block, err := h.Encode(h.BlockSize)
 	if err != nil {
@@ -49,6 +59,9 @@ func (g *generator) add(name, comment string, expect fault.Kind, h *envelope.Hea
 	v := &vector{name: name, comment: comment, expect: expect, block: block}
 	if expect != fault.BadFormat {
 		v.dek, v.prk = vectorDEK, bytes.Clone(k.PRK().Bytes())
+	}
+	if expect != fault.BadFormat && h.Shared {
+		v.branch = vectorBranch
 	}
 	if g.out[name] != nil {
 		g.t.Fatalf("two vectors %s", name)
@@ -192,11 +205,89 @@ func (g *generator) integrity() {
 	v.dek = bytes.Repeat([]byte{0xee}, keywrap.DataKeyLen)
 }
 
+// sharedHeader is sampleHeader of a shared key. Its recipient ends, and the
+// branch id begins, at sharedTrailer.
+func sharedHeader(size int) *envelope.Header {
+	h := sampleHeader(size)
+	h.Shared = true
+	for i := range h.Branch {
+		h.Branch[i] = byte(0xa0 + i)
+	}
+	return h
+}
+
+const sharedTrailer = 84 + 6 + len("general") + len("keyring:general") + 3 + len("v1")
+
+func (g *generator) shared() {
+	valid := func(name, comment string, size int, edit func(h *envelope.Header)) {
+		h := sharedHeader(size)
+		edit(h)
+		g.add(name, comment, fault.None, h, nil)
+	}
+	valid("valid-shared", "data key wrapped under a branch key", 512, func(*envelope.Header) {})
+	valid("valid-shared-sparse", "the same, of a sparse file with two recipients", 1024, func(h *envelope.Header) {
+		h.Sparse = true
+		h.Recipients = []envelope.Recipient{recipient("phi", "keyring:a", 66, "00000001"), recipient("phi", "keyring:b", 66, "00000002")}
+	})
+	valid("valid-shared-full", "recipient and branch fill the block to the last byte", 512, func(h *envelope.Header) {
+		h.Recipients = []envelope.Recipient{recipient("c", "keyring:k", 512-84-6-len("c")-len("keyring:k")-56, "")}
+	})
+
+	bad := func(name, comment string, edit func([]byte) []byte) {
+		g.add(name, comment, fault.BadFormat, sharedHeader(512), edit)
+	}
+	bad("bad-shared-version-1", "flag of a shared key in version 1", set(6, 0, 1))
+	bad("bad-shared-flag", "version 2 without the flag", set(10, 0, 0))
+	bad("bad-shared-version-3", "format version 3", set(6, 0, 3))
+	bad("bad-shared-downgrade", "version and flag of version 1, the branch still there", func(b []byte) []byte { return set(10, 0, 0)(set(6, 0, 1)(b)) })
+	bad("bad-shared-no-contents", "shared key without contents", set(8, 0, 0))
+	bad("bad-shared-no-branch", "branch id of zeros", set(sharedTrailer, make([]byte, 16)...))
+	bad("bad-shared-padding", "first byte after the wrapped data key", set(sharedTrailer+56, 1))
+	bad("bad-shared-flag-unknown", "unknown flag beside", set(10, 0, 6))
+	g.add("bad-shared-cut", "no room for the whole branch", fault.BadFormat, sampleHeader(512), func(b []byte) []byte {
+		r := rawRecipient("c", "keyring:k", strings.Repeat("b", 512-84-6-len("c")-len("keyring:k")-55), "")
+		clear(b[80:])
+		b[7], b[11], b[80], b[82], b[83] = 2, 2, 1, byte(len(r)>>8), byte(len(r))
+		copy(b[84:], r)
+		return append(b[:84+len(r)], bytes.Repeat([]byte{0xa0}, 55)...)
+	})
+	g.add("bad-upgrade", "version and flag of a shared key, and no branch", fault.BadFormat, sampleHeader(512), func(b []byte) []byte {
+		return set(10, 0, 2)(set(6, 0, 2)(b))
+	})
+	g.sharedIntegrity()
+}
+
+func (g *generator) sharedIntegrity() {
+	add := func(name, comment string, edit func([]byte) []byte) {
+		g.add("integrity-shared-"+name, comment, fault.Integrity, sharedHeader(512), edit)
+	}
+	flip := func(off int, bit byte) func([]byte) []byte {
+		return func(b []byte) []byte { b[off] ^= bit; return b }
+	}
+	add("branch", "other branch id", flip(sharedTrailer, 0x80))
+	add("sealed-first", "first bit of the wrapped data key", flip(sharedTrailer+16, 0x80))
+	add("sealed-last", "last bit of the wrapped data key", flip(sharedTrailer+55, 1))
+	add("class", "recipient's class", set(85, 'G'))
+	add("file", "other file id", flip(47, 1))
+	add("store", "other store id", flip(16, 1))
+	add("sparse", "dense file called sparse", set(10, 0, 3))
+	add("suite", "other suite", set(8, 2))
+	add("downgrade", "made a header of version 1 whose data key is the branch key", func(b []byte) []byte {
+		clear(b[sharedTrailer:])
+		return set(10, 0, 0)(set(6, 0, 1)(b))
+	})
+	v := g.out["integrity-shared-downgrade.txt"]
+	v.dek, v.branch = vectorBranch, nil
+	add("key", "other branch key", nil)
+	g.out["integrity-shared-key.txt"].branch = vectorDEK
+}
+
 func makeVectors(t testing.TB) map[string]*vector {
 	g := &generator{t: t, out: map[string]*vector{}}
 	g.valid()
 	g.badFixed()
 	g.badRecipients()
 	g.integrity()
+	g.shared()
 	return g.out
 }

@@ -28,10 +28,13 @@ const vectorDir = "testdata/vectors"
 //	size     length of the block; the payload is padded with zeros to it
 //	dek      data key in hexadecimal; with it, the commitment is checked
 //	prk      what store id, file id and dek derive to; goes with dek
+//	branch   branch key of a shared key in hexadecimal, from which dek is
+//	         unwrapped for the class of the first recipient; goes with dek
 type vector struct {
 	name, comment string
 	expect        fault.Kind // None: ok
 	dek, prk      []byte
+	branch        []byte
 	block         []byte
 }
 
@@ -68,6 +71,8 @@ func parseVector(name string, text []byte) (*vector, error) {
 			v.dek, err = hex.DecodeString(value)
 		case "prk":
 			v.prk, err = hex.DecodeString(value)
+		case "branch":
+			v.branch, err = hex.DecodeString(value)
 		default:
 			err = fmt.Errorf("unknown key")
 		}
@@ -75,7 +80,7 @@ func parseVector(name string, text []byte) (*vector, error) {
 			return nil, fmt.Errorf("%s: %s: %q: %w", name, key, value, err)
 		}
 	}
-	if fields["expect"] == "" || fields["comment"] == "" || (v.dek == nil) != (v.prk == nil) {
+	if fields["expect"] == "" || fields["comment"] == "" || (v.dek == nil) != (v.prk == nil) || v.branch != nil && v.dek == nil {
 		return nil, fmt.Errorf("%s: incomplete head", name)
 	}
 	block, err := hex.DecodeString(strings.Join(strings.Fields(payload), ""))
@@ -96,6 +101,9 @@ func (v *vector) format() []byte {
 	fmt.Fprintf(&b, "comment: %s\nexpect: %s\nsize: %d\n", v.comment, expect, len(v.block))
 	if v.dek != nil {
 		fmt.Fprintf(&b, "dek: %x\nprk: %x\n", v.dek, v.prk)
+	}
+	if v.branch != nil {
+		fmt.Fprintf(&b, "branch: %x\n", v.branch)
 	}
 	b.WriteByte('\n')
 	for line := range slices.Chunk(bytes.TrimRight(v.block, "\x00"), 32) {
@@ -159,6 +167,13 @@ func checkKey(t *testing.T, v *vector, h *envelope.Header) error {
 		t.Fatal(err)
 	}
 	defer k.Wipe()
+	if v.branch != nil {
+		k.Wipe()
+		if k, err = envelope.Unseal(v.branch, h.Recipients[0].Class, h); err != nil {
+			return err
+		}
+		defer k.Wipe()
+	}
 	if v.expect == fault.None && !bytes.Equal(k.PRK().Bytes(), v.prk) {
 		t.Errorf("got PRK %x, want %x", k.PRK().Bytes(), v.prk)
 	}
@@ -190,7 +205,7 @@ func TestVectorLoaderRefuses(t *testing.T) {
 	}
 	for _, edit := range [][2]string{
 		{"expect: ok", "expect: fine"}, {"expect: ok", "expect: none"}, {"expect: ok\n", ""}, {"comment: c\n", ""},
-		{"size: 2", "size: 1"}, {"size: 2", "length: 2"}, {"size: 2", "size: 2\nsize: 2"}, {"size: 2", "size: 2\ndek: 00"},
+		{"size: 2", "size: 1"}, {"size: 2", "length: 2"}, {"size: 2", "size: 2\nsize: 2"}, {"size: 2", "size: 2\ndek: 00"}, {"size: 2", "size: 2\nbranch: 00"},
 		{"0102", "010"}, {"\n\n", "\n"},
 	} {
 		if v, err := parseVector("bad", []byte(strings.Replace(good, edit[0], edit[1], 1))); err == nil {
