@@ -552,3 +552,43 @@ func findingOf(t *testing.T, r rig.Result, check, subject string) finding {
 	}
 	return finding{}
 }
+
+// TestRoleRetiredKey: a key that the class retired only opens what is there.
+func TestRoleRetiredKey(t *testing.T) {
+	t.Parallel()
+	b := newRolesBench(t)
+	fresh, err := b.kms.CreateKey(kmsserver.KeyOptions{Alias: "alias/fresh"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.before[fresh] = b.before[b.phi]
+	policy := filepath.Join(t.TempDir(), "policy.yaml")
+	put(t, policy, []byte(`
+version: 1
+default: general
+classes:
+  general: { keys: ["alias/general"], cache: 0s }
+  phi: { keys: ["alias/fresh", "alias/recovery"], retired: ["alias/phi"], cache: 0s }
+directories: { /patients: phi }
+`))
+	b.admin.Run("policy", "apply", b.store, policy)
+	h := b.load("user")
+	if err := b.kms.SetPolicy(fresh, b.text("user", fresh)); err != nil {
+		t.Fatal(err)
+	}
+	if text := b.text("user", b.phi); strings.Contains(text, "GenerateDataKey") || strings.Contains(text, "Encrypt\"") || !strings.Contains(text, "kms:Decrypt") {
+		t.Errorf("the retired key may: %s", text)
+	}
+	if text := b.text("rewrapper", b.phi); strings.Contains(text, "ReEncryptTo") || !strings.Contains(text, "ReEncryptFrom") {
+		t.Errorf("the retired key may, for a rewrapper: %s", text)
+	}
+	b.wantDoctor(h, "user", 0)
+	m := h.Mount(b.store)
+	m.Put("patients/new", []byte("under the fresh key"))
+	for name, want := range map[string]string{"patients/record": "a record", "patients/new": "under the fresh key"} {
+		if got, errno := readAll(m.Path(name)); errno != 0 || string(got) != want {
+			t.Errorf("%s: %q, %s", name, got, errnoName(errno))
+		}
+	}
+	m.Unmount()
+}
