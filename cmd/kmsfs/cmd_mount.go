@@ -48,6 +48,10 @@ refused; see kmsfs known-stores accept.`,
 	f := cmd.Flags()
 	f.BoolVar(&o.foreground, "foreground", false, "serve the mount in this process")
 	f.BoolVar(&o.readOnly, "read-only", false, "mount read-only; the store may be mounted elsewhere")
+	f.BoolVar(&o.writeOnly, "write-only", false, "files can be made and written, none can be read; needs no right to unwrap their keys")
+	f.StringVar(&o.audit, "audit", "", "log every use of a key and every integrity failure to `FILE`, hash-chained (kmsfs audit verify)")
+	f.BoolVar(&o.auditRequired, "audit-required", false, "use no key that cannot be logged")
+	f.StringVar(&o.metrics, "metrics", "", "serve Prometheus metrics at `HOST:PORT`, such as 127.0.0.1:9099")
 	f.BoolVar(&o.allowOther, "allow-other", false, "let other users use the mount")
 	f.BoolVar(&o.trust, "trust", false, "accept a store that is new to this machine, with the keys it names")
 	f.StringVar(&o.logFile, "log-file", "", "log to `FILE` (default $XDG_STATE_HOME/kmsfs/STORE-ID.log, in the foreground standard error)")
@@ -59,24 +63,42 @@ refused; see kmsfs known-stores accept.`,
 // mountPlan is what serving a mount takes, all decided: no questions, no
 // relative paths. It travels to the background process as JSON.
 type mountPlan struct {
-	Store       string              `json:"store"`
-	ID          string              `json:"id"`
-	Keys        map[string][]string `json:"keys"`
-	Mountpoint  string              `json:"mountpoint"`
-	Provider    providerConfig      `json:"provider"`
-	KnownStores string              `json:"known_stores"`
-	PassFile    string              `json:"passphrase_file"`
-	ReadOnly    bool                `json:"read_only"`
-	AllowOther  bool                `json:"allow_other"`
-	Options     []string            `json:"options"`
-	PidFile     string              `json:"pid_file"`
-	LogFormat   string              `json:"log_format"`
-	LogLevel    string              `json:"log_level"`
+	Store         string              `json:"store"`
+	ID            string              `json:"id"`
+	Keys          map[string][]string `json:"keys"`
+	Mountpoint    string              `json:"mountpoint"`
+	Provider      providerConfig      `json:"provider"`
+	KnownStores   string              `json:"known_stores"`
+	PassFile      string              `json:"passphrase_file"`
+	ReadOnly      bool                `json:"read_only"`
+	WriteOnly     bool                `json:"write_only"`
+	Audit         string              `json:"audit"`
+	AuditRequired bool                `json:"audit_required"`
+	Metrics       string              `json:"metrics"`
+	AllowOther    bool                `json:"allow_other"`
+	Options       []string            `json:"options"`
+	PidFile       string              `json:"pid_file"`
+	LogFormat     string              `json:"log_format"`
+	LogLevel      string              `json:"log_level"`
 }
 
 func (p *mountPlan) facts() storeFacts { return storeFacts{id: p.ID, path: p.Store, keys: p.Keys} }
 
+// check refuses options that contradict each other.
+func (o *mountOptions) check() error {
+	switch {
+	case o.readOnly && o.writeOnly:
+		return usage("--read-only and --write-only exclude each other", "give one of them")
+	case o.auditRequired && o.audit == "":
+		return usage("--audit-required needs --audit FILE", "name the file")
+	}
+	return nil
+}
+
 func (a *app) runMount(ctx context.Context, o mountOptions) error {
+	if err := o.check(); err != nil {
+		return err
+	}
 	plan, err := a.planMount(ctx, &o)
 	if err != nil {
 		return err
@@ -122,7 +144,8 @@ func (a *app) planMount(ctx context.Context, o *mountOptions) (*mountPlan, error
 	}
 	p := &mountPlan{
 		Store: facts.path, ID: facts.id, Keys: facts.keys, Mountpoint: mountpoint,
-		ReadOnly: o.readOnly, AllowOther: o.allowOther, Options: o.passthrough,
+		ReadOnly: o.readOnly, WriteOnly: o.writeOnly, AllowOther: o.allowOther,
+		AuditRequired: o.auditRequired, Metrics: o.metrics, Options: o.passthrough,
 		LogFormat: a.global.logFormat, LogLevel: a.global.logLevel,
 	}
 	if p.LogLevel == "" {
@@ -137,7 +160,7 @@ func (a *app) planMount(ctx context.Context, o *mountOptions) (*mountPlan, error
 	for _, path := range []struct {
 		to   *string
 		from string
-	}{{&p.PassFile, a.global.passphraseFile}, {&p.PidFile, o.pidFile}, {&o.logFile, o.logFile}} {
+	}{{&p.PassFile, a.global.passphraseFile}, {&p.PidFile, o.pidFile}, {&o.logFile, o.logFile}, {&p.Audit, o.audit}} {
 		if path.from != "" {
 			if *path.to, err = filepath.Abs(path.from); err != nil {
 				return nil, err

@@ -8,16 +8,20 @@ import (
 // mountOptions is a mount as the user asked for it, from flags, from -o, or
 // from mount(8).
 type mountOptions struct {
-	store       string
-	mountpoint  string
-	foreground  bool
-	readOnly    bool
-	allowOther  bool
-	trust       bool
-	nonempty    bool
-	logFile     string
-	pidFile     string
-	passthrough []string // -o options for the kernel
+	store         string
+	mountpoint    string
+	foreground    bool
+	readOnly      bool
+	writeOnly     bool
+	audit         string
+	auditRequired bool
+	metrics       string
+	allowOther    bool
+	trust         bool
+	nonempty      bool
+	logFile       string
+	pidFile       string
+	passthrough   []string // -o options for the kernel
 }
 
 // apply reads one -o argument, fstab style: options with commas between them,
@@ -73,6 +77,10 @@ func (o *mountOptions) valueOption(g *globalOptions, name string) *string {
 		return &g.logFormat
 	case "log-level":
 		return &g.logLevel
+	case "audit":
+		return &o.audit
+	case "metrics":
+		return &o.metrics
 	case "pid-file":
 		return &o.pidFile
 	}
@@ -88,6 +96,10 @@ func (o *mountOptions) switchOption(name string) (*bool, bool) {
 		return &o.readOnly, false
 	case "allow_other":
 		return &o.allowOther, true
+	case "write_only", "write-only":
+		return &o.writeOnly, true
+	case "audit_required", "audit-required":
+		return &o.auditRequired, true
 	case "trust":
 		return &o.trust, true
 	case "nonempty":

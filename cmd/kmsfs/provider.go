@@ -10,6 +10,8 @@ import (
 	"github.com/kmsfs/kmsfs/crypto/keywrap"
 	"github.com/kmsfs/kmsfs/crypto/keywrap/awskms"
 	"github.com/kmsfs/kmsfs/crypto/keywrap/keyring"
+	"github.com/kmsfs/kmsfs/crypto/keywrap/limit"
+	"github.com/kmsfs/kmsfs/fs/metrics"
 )
 
 // providerConfig says how to reach the key services.
@@ -18,6 +20,10 @@ type providerConfig struct {
 	Region      string
 	Profile     string
 	EndpointURL string
+	Rate        float64 // calls per second to each service, 0: no limit of ours
+	Concurrent  int     // calls at a time to each service, 0: the default
+
+	Observe func(limit.Call) `json:"-"` // told of every call, if not nil
 }
 
 // providers are the key services that one command or mount uses.
@@ -25,6 +31,35 @@ type providers struct {
 	keywrap.Mux
 	sameKey func(a, b string) bool // nil if no AWS key is in use
 	keyring *keyring.Keyring       // nil if no keyring key is in use
+	limits  map[string]*limit.Provider
+}
+
+// limited puts a service behind its limits: every call of the program goes
+// through one place, that paces, remembers outages, and tells the observer.
+func (p *providers) limited(name string, service keywrap.Provider, cfg providerConfig, log *slog.Logger) keywrap.Provider {
+	l := limit.New(service, limit.Options{PerSecond: cfg.Rate, Concurrent: cfg.Concurrent, Log: log, Observe: cfg.Observe})
+	if p.limits == nil {
+		p.limits = map[string]*limit.Provider{}
+	}
+	p.limits[name] = l
+	return l
+}
+
+// limiters tells about the services' limits.
+func (p *providers) limiters() []metrics.Limiter {
+	var out []metrics.Limiter
+	for _, name := range slices.Sorted(maps.Keys(p.limits)) {
+		s := p.limits[name].Stats()
+		l := metrics.Limiter{Service: name, Rate: s.Rate, InFlight: s.InFlight, Waiting: s.Waiting}
+		if s.PerSecond > 0 && (l.Rate == 0 || l.Rate > s.PerSecond) {
+			l.Rate = s.PerSecond
+		}
+		for _, o := range s.Outages {
+			l.Open = append(l.Open, o.Key)
+		}
+		out = append(out, l)
+	}
+	return out
 }
 
 // Close wipes the keys that the services hold.
@@ -36,7 +71,8 @@ func (p *providers) Close() {
 
 func (g *globalOptions) providerConfig() (providerConfig, error) {
 	path, err := g.keyringPath()
-	return providerConfig{Keyring: path, Region: g.region, Profile: g.profile, EndpointURL: g.endpointURL}, err
+	return providerConfig{Keyring: path, Region: g.region, Profile: g.profile, EndpointURL: g.endpointURL,
+		Rate: g.kmsRate, Concurrent: g.kmsConcurrency}, err
 }
 
 // openProviders opens the services that the given keys need, and no other: a
@@ -59,15 +95,16 @@ func openProviders(ctx context.Context, cfg providerConfig, keys []string, pass 
 			}
 			return nil, passphraseFailure(err)
 		}
-		p.keyring, p.Mux.Keyring = k, k
+		p.keyring, p.Mux.Keyring = k, p.limited("keyring", k, cfg, log)
 	}
 	if uses["aws"] {
-		aws, err := awskms.New(ctx, awskms.Options{Region: cfg.Region, Profile: cfg.Profile, Endpoint: cfg.EndpointURL})
+		aws, err := awskms.New(ctx, awskms.Options{
+			Region: cfg.Region, Profile: cfg.Profile, Endpoint: cfg.EndpointURL, ReturnThrottling: true})
 		if err != nil {
 			p.Close()
 			return nil, err
 		}
-		p.Mux.AWS, p.sameKey = aws, awskms.SameKey
+		p.Mux.AWS, p.sameKey = p.limited("aws-kms", aws, cfg, log), awskms.SameKey
 	}
 	return p, nil
 }

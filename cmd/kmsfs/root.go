@@ -18,6 +18,8 @@ type globalOptions struct {
 	region         string
 	profile        string
 	endpointURL    string
+	kmsRate        float64
+	kmsConcurrency int
 	logFormat      string
 	logLevel       string
 }
@@ -67,6 +69,8 @@ func (a *app) addGlobalFlags(root *cobra.Command) {
 	f.StringVar(&g.region, "region", "", "AWS `REGION` (default: the AWS configuration's)")
 	f.StringVar(&g.profile, "profile", "", "AWS configuration `PROFILE`")
 	f.StringVar(&g.endpointURL, "endpoint-url", "", "AWS KMS endpoint `URL`")
+	f.Float64Var(&g.kmsRate, "kms-rate", 0, "calls per second to a key service, `N`: a share of the account's quota (default: no limit but what its throttling teaches)")
+	f.IntVar(&g.kmsConcurrency, "kms-concurrency", 0, "calls at a time to a key service, `N` (default 64)")
 	f.StringVar(&g.logFormat, "log-format", "text", "log `FORMAT`: text or json")
 	f.StringVar(&g.logLevel, "log-level", "", "log `LEVEL`: debug, info, warn or error (default: info in a mount, else warn)")
 }
@@ -85,6 +89,9 @@ func (a *app) checkGlobals() error {
 	}
 	if _, err := parseLevel(a.global.logLevel); err != nil {
 		return usage(fmt.Sprintf("--log-level %q is no level", a.global.logLevel), "give debug, info, warn or error")
+	}
+	if a.global.kmsRate < 0 || a.global.kmsConcurrency < 0 {
+		return usage("--kms-rate and --kms-concurrency must not be negative", "leave them out for the defaults")
 	}
 	if a.global.passphraseFile != "" && a.global.passphraseFD >= 0 {
 		return usage("--passphrase-file and --passphrase-fd exclude each other", "give one of them")

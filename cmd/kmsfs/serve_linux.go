@@ -13,7 +13,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kmsfs/kmsfs/crypto/audit"
 	"github.com/kmsfs/kmsfs/crypto/keymem"
+	"github.com/kmsfs/kmsfs/fs/cryptfs"
 	"github.com/kmsfs/kmsfs/fs/fusefs"
 )
 
@@ -24,30 +26,41 @@ func serveMount(ctx context.Context, p *mountPlan, pass func() ([]byte, error), 
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	defer signal.Stop(signals)
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
 	prepareLimits(log)
-	services, err := openProviders(ctx, p.Provider, allKeys(p.Keys), pass, log)
+	mon, err := openMonitor(p, log)
 	if err != nil {
 		return err
 	}
-	v, err := openVolume(ctx, p.facts(), services, p.ReadOnly, p.KnownStores, log)
+	defer mon.close(log)
+	v, err := openServed(ctx, p, mon, pass, log)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, v.Close()) }()
+	if err := mon.serveMetrics(ctx, p, v, log); err != nil {
+		return err
+	}
 	// Deriving a key from a passphrase took 64 MiB that are not needed again. The
 	// collector is left as it is: 20 MiB idle and under 80 MiB streaming, measured;
 	// a memory limit would make it thrash where millions of inodes are known.
 	debug.FreeOSMemory()
 	syscall.Umask(0) // each request brings its caller's
 	server, err := fusefs.Mount(v.Volume, p.Mountpoint, fusefs.Options{
-		AllowOther: p.AllowOther, ReadOnly: p.ReadOnly, Extra: p.Options, Log: log,
+		AllowOther: p.AllowOther, ReadOnly: p.ReadOnly, Extra: p.Options, Log: log, Failed: mon.failed,
 	})
 	if err != nil {
 		return err
 	}
-	if err := announce(p, log, ready); err != nil {
+	if err := announce(p, log, keyWarnings(ctx, v.providers, allKeys(p.Keys)), ready); err != nil {
 		return errors.Join(err, server.Unmount())
 	}
+	_ = mon.write(audit.Event{Kind: audit.KindMount, Result: audit.OK})
+	watching, stopWatching := context.WithCancel(ctx)
+	defer stopWatching()
+	go watchKeys(watching, v.providers, allKeys(p.Keys), log)
 	if p.PidFile != "" {
 		defer os.Remove(p.PidFile)
 	}
@@ -56,21 +69,45 @@ func serveMount(ctx context.Context, p *mountPlan, pass func() ([]byte, error), 
 		server.Wait()
 		close(unmounted)
 	}()
-	select {
-	case <-unmounted:
-	case <-ctx.Done():
-	case <-signals:
+	for waiting := true; waiting; {
+		select {
+		case <-hangups:
+			mon.reopen(log)
+			continue
+		case <-unmounted:
+		case <-ctx.Done():
+		case <-signals:
+		}
+		waiting = false
 	}
 	notify(log, "STOPPING=1")
 	unmount(server, p.Mountpoint, log)
 	<-unmounted
+	_ = mon.write(audit.Event{Kind: audit.KindUnmount, Result: audit.OK})
 	log.Info("unmounted", "store", p.Store)
 	return nil
 }
 
+// openServed opens the volume of a mount, observed by mon.
+func openServed(ctx context.Context, p *mountPlan, mon *monitor, pass func() ([]byte, error), log *slog.Logger) (*volume, error) {
+	cfg := p.Provider
+	cfg.Observe = mon.ended
+	services, err := openProviders(ctx, cfg, allKeys(p.Keys), pass, log)
+	if err != nil {
+		return nil, err
+	}
+	c := cryptfs.Config{ReadOnly: p.ReadOnly, WriteOnly: p.WriteOnly, Log: log}
+	if mon.log != nil {
+		c.Observe, c.Call = mon.use, mon.call
+	}
+	return openVolume(ctx, p.facts(), services, c, p.KnownStores)
+}
+
 // announce tells everyone who waits that the mount is usable.
-func announce(p *mountPlan, log *slog.Logger, ready func([]string) error) error {
-	var warnings []string
+func announce(p *mountPlan, log *slog.Logger, warnings []string, ready func([]string) error) error {
+	for _, w := range warnings {
+		log.Warn(w)
+	}
 	if !keymem.Locked() {
 		warnings = append(warnings, "keys cannot be locked into memory and may reach the swap: raise the limit (ulimit -l) or turn swap off")
 		log.Warn("keys cannot be locked into memory; raise RLIMIT_MEMLOCK")

@@ -3,8 +3,8 @@ package main
 import (
 	"context"
 	"errors"
-	"log/slog"
 
+	"github.com/kmsfs/kmsfs/crypto/keywrap/limit"
 	"github.com/kmsfs/kmsfs/fs/cryptfs"
 )
 
@@ -87,17 +87,16 @@ func (a *app) openStoreWith(ctx context.Context, o openOptions, more []string) (
 	if err != nil {
 		return nil, err
 	}
-	return openVolume(ctx, facts, p, o.readOnly, knownStores, a.log())
+	return openVolume(ctx, facts, p, cryptfs.Config{ReadOnly: o.readOnly, Log: a.log()}, knownStores)
 }
 
-// openVolume opens a store whose facts are trusted, and takes over p. It pins
-// the facts once the
-// store's record is verified: not before, so that a forged record which the
-// user accepted and which no key opens leaves no trace.
-func openVolume(ctx context.Context, facts storeFacts, p *providers, readOnly bool, knownStores string, log *slog.Logger) (*volume, error) {
-	v, err := cryptfs.Open(ctx, cryptfs.Config{
-		Store: facts.path, Provider: p, Keys: facts.keys, ReadOnly: readOnly, Log: log, SameKey: p.sameKey,
-	})
+// openVolume opens a store whose facts are trusted, and takes over p; c says how,
+// and gets the rest here. It pins the facts once the store's record is verified:
+// not before, so that a forged record which the user accepted and which no key
+// opens leaves no trace.
+func openVolume(ctx context.Context, facts storeFacts, p *providers, c cryptfs.Config, knownStores string) (*volume, error) {
+	c.Store, c.Provider, c.Keys, c.SameKey, c.Background = facts.path, p, facts.keys, p.sameKey, limit.Background
+	v, err := cryptfs.Open(ctx, c)
 	if err != nil {
 		p.Close()
 		return nil, err
