@@ -49,7 +49,7 @@ var layers = map[string]layer{
 	"crypto/dare":    imports("crypto/fault", "crypto/keymem").and("github.com/minio/sio"),
 	"crypto/nameenc": imports("crypto/fault", "crypto/keymem").and(tink),
 	// A library for logging of key use; cmd joins it to envelope's observers.
-	"crypto/audit": imports("crypto/fault").and(sysUnix),
+	"crypto/audit":   imports("crypto/fault").and(sysUnix),
 	"crypto/keywrap": imports("crypto/fault", "crypto/keymem"),
 	"crypto/keywrap/awskms": imports("crypto/keywrap", "crypto/fault", "crypto/keymem").
 		and(awsSDK, smithy),
@@ -95,8 +95,10 @@ var layers = map[string]layer{
 	// itself, and the services are passed in.
 	"fs/doctor": imports("crypto/envelope", "crypto/fault", "crypto/keymem", "crypto/keywrap", "fs/backing", "fs/record").and(sysUnix),
 
-	"cmd/kmsfs": imports("crypto/dare", "crypto/envelope", "crypto/fault", "crypto/keymem", "crypto/keywrap",
-		"crypto/keywrap/awskms", "crypto/keywrap/keypolicy", "crypto/keywrap/keyring", "fs/classify", "fs/cryptfs", "fs/doctor", "fs/fusefs").
+	"cmd/kmsfs": imports("crypto/audit", "crypto/dare", "crypto/envelope", "crypto/fault", "crypto/keymem",
+		"crypto/keywrap", "crypto/keywrap/awskms", "crypto/keywrap/keypolicy",
+		"crypto/keywrap/keyring", "crypto/keywrap/limit", "fs/classify", "fs/cryptfs", "fs/doctor",
+		"fs/fusefs", "fs/metrics").
 		and(cobra, "github.com/spf13/pflag", "github.com/schollz/progressbar/v3", "golang.org/x/term", sysUnix),
 
 	// Test tools. None of them imports the program, so that a bug there cannot
