@@ -10,6 +10,6 @@
 // asked for, so a mount that nobody asks does no work for its metrics, other than
 // adding numbers at a call to the key service.
 //
-// The server (Server) is meant for loopback and knows no users: everyone who
+// The server (Metrics.Serve) is meant for loopback and knows no users: everyone who
 // can reach it sees which keys a mount uses and how much.
 package metrics
