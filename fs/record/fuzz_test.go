@@ -2,6 +2,7 @@ package record_test
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"errors"
 	"testing"
 
@@ -119,6 +120,26 @@ func FuzzRedo(f *testing.F) {
 			if op.Off < 0 || op.Size < 0 || op.Off+op.Size < 0 || op.Off+int64(len(op.Data)) < 0 {
 				t.Errorf("operation out of range: kind %d, off %d, size %d", op.Kind, op.Off, op.Size)
 			}
+		}
+	})
+}
+
+func FuzzRewrap(f *testing.F) {
+	for _, v := range seeds(f, "rewrap") {
+		f.Add(v.bytes[:max(0, len(v.bytes)-32)])
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		sum := sha256.Sum256(body)
+		b := append(bytes.Clone(body), sum[:]...)
+		files, err := record.ParseRewrap(b)
+		if err != nil {
+			if files != nil || !errors.Is(err, record.ErrFormat) && !errors.Is(err, record.ErrNewer) {
+				t.Errorf("got %v, %v", files, err)
+			}
+			return
+		}
+		if again := record.EncodeRewrap(files); !bytes.Equal(again, b) || !record.FitsRewrap(files) {
+			t.Errorf("%+v encodes to %x, want %x", files, again, b)
 		}
 	})
 }

@@ -2,6 +2,7 @@ package record_test
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
 	"os"
@@ -27,6 +28,7 @@ func writeVectors(t *testing.T) {
 	g.stores()
 	g.writings()
 	g.redos()
+	g.rewraps()
 	dir := "testdata/vectors"
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
@@ -304,4 +306,47 @@ func slicesOf(op record.Op, n int) (out []record.Op) {
 		out = append(out, op)
 	}
 	return out
+}
+
+// sealed ends a batch with the hash that belongs there.
+func sealed(b []byte) []byte {
+	sum := sha256.Sum256(b)
+	return append(bytes.Clone(b), sum[:]...)
+}
+
+func (g *generator) rewraps() {
+	block := func(n int) []byte { return append(pattern(5, 40), make([]byte, n-40)...) }
+	v := func(b []byte) vector { return vector{record: "rewrap", bytes: b} }
+	one := record.Rewrapped{Path: "dir/entry", Block: block(512)}
+	g.ok("plain", "one file", v(record.EncodeRewrap([]record.Rewrapped{one})))
+	g.ok("two", "two files, another header size, a path that is not UTF-8", v(record.EncodeRewrap([]record.Rewrapped{{Path: "\xff", Block: block(8192)}, {Path: "x", Block: make([]byte, 8192)}})))
+	full := make([]record.Rewrapped, record.MaxRewrapFiles)
+	for i := range full {
+		full[i] = one
+	}
+	g.ok("full", "as many files as there may be", v(record.EncodeRewrap(full)))
+	plain := v(record.EncodeRewrap([]record.Rewrapped{one}))
+	const path, length = 16, 16 + 2 + 9 // where the file's fields are
+	body := func(f func(b []byte) []byte) func([]byte) []byte {
+		return func(b []byte) []byte { return sealed(f(b[:len(b)-32])) }
+	}
+	set := func(at int, to byte) func([]byte) []byte {
+		return body(func(b []byte) []byte { b[at] = to; return b })
+	}
+	g.damage(plain, []change{
+		{"empty", "no bytes", fault.BadFormat, func([]byte) []byte { return nil }},
+		{"torn", "as a crash leaves it", fault.BadFormat, func(b []byte) []byte { return b[:len(b)-1] }},
+		{"flipped", "a bit that the hash covers", fault.BadFormat, func(b []byte) []byte { b[30] ^= 1; return b }},
+		{"magic", "another magic", fault.BadFormat, set(0, 'K')},
+		{"version-2", "a newer version", fault.Unsupported, set(11, 2)},
+		{"none", "no files", fault.BadFormat, set(15, 0)},
+		{"count-large", "more files than bytes for them", fault.BadFormat, set(15, 2)},
+		{"sixty-five", "a file too many", fault.BadFormat, func([]byte) []byte { return record.EncodeRewrap(append(full, one)) }},
+		{"path-long", "a path beyond the end", fault.BadFormat, set(path, 0xff)},
+		{"path-empty", "no path", fault.BadFormat, body(func(b []byte) []byte { b[path+1] = 0; return append(b[:path+2:path+2], b[path+2+9:]...) })},
+		{"size", "a header size that is none", fault.BadFormat, set(length+1, 1)},
+		{"block-long", "a block beyond the end", fault.BadFormat, set(length+3, 41)},
+		{"block-padding", "padding that is not left out", fault.BadFormat, body(func(b []byte) []byte { b[length+3]++; return append(b, 0) })},
+		{"trailing", "a byte behind the last file", fault.BadFormat, body(func(b []byte) []byte { return append(b, 7) })},
+	})
 }

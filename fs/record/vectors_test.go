@@ -100,7 +100,7 @@ func (v *vector) set(key, value string) (err error) {
 		v.comment = value
 	case "record":
 		v.record = value
-		ok = value == "directory" || value == "store" || value == "writing" || value == "redo"
+		ok = value == "directory" || value == "store" || value == "writing" || value == "redo" || value == "rewrap"
 	case "slot":
 		v.slot, err = strconv.Atoi(value)
 	case "expect":
@@ -148,6 +148,8 @@ func (v *vector) describe() (parsed string, again []byte, err error) {
 		return describeStore(v.bytes)
 	case "writing":
 		return describeWriting(v.bytes, v.slot)
+	case "rewrap":
+		return describeRewrap(v.bytes)
 	default:
 		return describeRedo(v.bytes)
 	}
@@ -191,6 +193,18 @@ func describeWriting(b []byte, slot int) (string, []byte, error) {
 		return "free", make([]byte, record.WritingLen), nil
 	}
 	return fmt.Sprintf("file %x ino %d durable %d mac %x signed-bytes %d", w.File, w.Ino, w.Durable, w.MAC[:4], len(w.Body())), w.Encode(), nil
+}
+
+func describeRewrap(b []byte) (string, []byte, error) {
+	files, err := record.ParseRewrap(b)
+	if err != nil {
+		return "-", nil, err
+	}
+	s := ""
+	for _, f := range files {
+		s += fmt.Sprintf("path %q block-bytes %d block %x ", f.Path, len(f.Block), bytes.TrimRight(f.Block, "\x00"))
+	}
+	return strings.TrimSuffix(s, " "), record.EncodeRewrap(files), nil
 }
 
 func describeRedo(b []byte) (string, []byte, error) {
