@@ -225,10 +225,18 @@ func (st *Store) asks(c Class, u Use) []keywrap.Check {
 			out = append(out, keywrap.Check{Op: op, Key: key, Context: ec})
 		}
 	case Rewraps:
+		// The two ends are judged apart: every key once as source, every one that
+		// wraps once as target.
 		ec.Purpose = keywrap.PurposeData
-		for _, key := range c.all() {
-			for _, to := range c.Keys {
-				out = append(out, keywrap.Check{Op: keywrap.OpReEncrypt, Key: key, Wrapped: keywrap.Wrapped{Key: key}, Context: ec, ToKey: to, ToContext: ec})
+		moves := func(from, to string) {
+			out = append(out, keywrap.Check{Op: keywrap.OpReEncrypt, Key: from, Wrapped: keywrap.Wrapped{Key: from}, Context: ec, ToKey: to, ToContext: ec})
+		}
+		for i, key := range c.all() {
+			if len(c.Keys) > 0 {
+				moves(key, c.Keys[0])
+			}
+			if i > 0 && i < len(c.Keys) {
+				moves(c.Keys[0], key)
 			}
 		}
 	}
