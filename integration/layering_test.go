@@ -88,7 +88,7 @@ var layers = map[string]layer{
 
 	// Prometheus metrics of one mount. It reads cryptfs.Status and takes what cmd
 	// hands it of the key services' limits and the audit log.
-	"fs/metrics": imports("fs/cryptfs", "crypto/keywrap", "crypto/keywrap/limit", "crypto/fault").
+	"fs/metrics": imports("fs/cryptfs", "crypto/keywrap", "crypto/fault").
 		and("github.com/prometheus/client_golang/prometheus"),
 
 	// Checks of the machine and of a store that take no key: it reads the record

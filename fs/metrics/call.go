@@ -4,12 +4,21 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/kmsfs/kmsfs/crypto/keywrap"
-	"github.com/kmsfs/kmsfs/crypto/keywrap/limit"
 )
+
+// Call is one call to a key service, however many requests it took. Its fields
+// are those of the call records of crypto/keywrap/limit.
+type Call struct {
+	Op, Key      string
+	Waited, Took time.Duration // before admission; from then to the end
+	Attempts     []keywrap.Attempt
+	Err          error // nil: success
+}
 
 // callMetrics are fed by ObserveCall.
 type callMetrics struct {
@@ -68,15 +77,11 @@ func (c *callMetrics) expect(key string) {
 	}
 }
 
-// observe counts a call and its requests. A check's answer is no failure of
-// anybody's, so that of checks only the requests count.
-func (c *callMetrics) observe(call limit.Call) {
-	if !call.Check {
-		key, op := c.keys.label(call.Key), c.ops.label(call.Op)
-		c.calls.WithLabelValues(key, op, result(call.Err)).Inc()
-		c.took.WithLabelValues(key, op).Observe(call.Took.Seconds())
-		c.waited.WithLabelValues(key, op).Observe(call.Waited.Seconds())
-	}
+func (c *callMetrics) observe(call Call) {
+	key, op := c.keys.label(call.Key), c.ops.label(call.Op)
+	c.calls.WithLabelValues(key, op, result(call.Err)).Inc()
+	c.took.WithLabelValues(key, op).Observe(call.Took.Seconds())
+	c.waited.WithLabelValues(key, op).Observe(call.Waited.Seconds())
 	for _, a := range call.Attempts {
 		key, op := c.keys.label(a.Key), c.ops.label(a.Op)
 		code := strings.TrimSuffix(a.Code, "Exception")

@@ -9,19 +9,27 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
-	"github.com/kmsfs/kmsfs/crypto/keywrap/limit"
 	"github.com/kmsfs/kmsfs/fs/cryptfs"
 )
 
 // Options are what the metrics come from. Functions are called when somebody
 // asks for the metrics, one request at a time, and may be nil.
 type Options struct {
-	Version string                        // of the program
-	Keys    []string                      // key URIs that the mount may call: their series exist from the start
-	Status  func() cryptfs.Status         // of the volume
-	Limits  func() map[string]limit.Stats // by key service: "aws-kms", "keyring", "pkcs11"
-	Audit   func() Audit                  // of the audit log, if there is one
-	Log     *slog.Logger                  // default: nothing is logged
+	Version  string                // of the program
+	Keys     []string              // key URIs that the mount may call: their series exist from the start
+	Status   func() cryptfs.Status // of the volume
+	Limiters func() []Limiter      // one for each key service
+	Audit    func() Audit          // of the audit log, if there is one
+	Log      *slog.Logger          // default: nothing is logged
+}
+
+// Limiter is the state of one key service's client-side limits.
+type Limiter struct {
+	Service  string   // "aws-kms", "keyring", "pkcs11"
+	Rate     float64  // calls per second that are let through now, 0: no limit
+	InFlight int      // calls under way
+	Waiting  int      // calls that wait for admission
+	Open     []string // key URIs whose calls fail at once, since the service is away
 }
 
 // Audit is the state of the audit log.
@@ -67,9 +75,9 @@ func buildInfo(version string) prometheus.Collector {
 	return g
 }
 
-// ObserveCall counts one call to a key service: it is a limit.Options.Observe. It
-// takes a microsecond and waits for nothing.
-func (m *Metrics) ObserveCall(c limit.Call) { m.calls.observe(c) }
+// ObserveCall counts one call to a key service. It takes a microsecond and waits
+// for nothing.
+func (m *Metrics) ObserveCall(c Call) { m.calls.observe(c) }
 
 // Handler answers GET /metrics and GET /healthz.
 func (m *Metrics) Handler() http.Handler {

@@ -15,7 +15,6 @@ import (
 
 	"github.com/kmsfs/kmsfs/crypto/envelope"
 	"github.com/kmsfs/kmsfs/crypto/keywrap"
-	"github.com/kmsfs/kmsfs/crypto/keywrap/limit"
 	"github.com/kmsfs/kmsfs/fs/cryptfs"
 )
 
@@ -36,22 +35,17 @@ func testStatus() cryptfs.Status {
 func full() *Metrics {
 	m := New(Options{
 		Version: "v1.2.3", Keys: []string{testKey}, Status: testStatus,
-		Limits: func() map[string]limit.Stats {
-			return map[string]limit.Stats{
-				"aws-kms": {Rate: 48.5, PerSecond: 60, InFlight: 3, Waiting: 9, Outages: []limit.Outage{{Key: testKey}}},
-				"keyring": {}, "pkcs11": {Rate: 9, PerSecond: 8},
-			}
+		Limiters: func() []Limiter {
+			return []Limiter{{Service: "aws-kms", Rate: 48.5, InFlight: 3, Waiting: 9, Open: []string{testKey}}, {Service: "keyring"}}
 		},
 		Audit: func() Audit { return Audit{Events: 12, Lost: 1} },
 	})
-	m.ObserveCall(limit.Call{Op: "Decrypt", Key: testKey, Took: 30 * time.Millisecond, Waited: 2 * time.Second, Attempts: []keywrap.Attempt{
+	m.ObserveCall(Call{Op: "Decrypt", Key: testKey, Took: 30 * time.Millisecond, Waited: 2 * time.Second, Attempts: []keywrap.Attempt{
 		{Op: "Decrypt", Key: testKey, Code: "ThrottlingException"}, {Op: "Decrypt", Key: testKey},
 	}})
-	m.ObserveCall(limit.Call{Op: "Decrypt", Key: testKey, Took: 10 * time.Second, Attempts: []keywrap.Attempt{
+	m.ObserveCall(Call{Op: "Decrypt", Key: testKey, Took: 10 * time.Second, Attempts: []keywrap.Attempt{
 		{Op: "Decrypt", Key: testKey, Code: keywrap.NoAnswer},
 	}, Err: &keywrap.CallError{Err: keywrap.ErrUnavailable}})
-	m.ObserveCall(limit.Call{Op: "Decrypt", Key: testKey, Check: true, Attempts: []keywrap.Attempt{{Op: "Decrypt", Key: testKey, Code: "AccessDeniedException"}},
-		Err: &keywrap.CallError{Err: keywrap.ErrDenied}})
 	return m
 }
 
@@ -71,7 +65,6 @@ func TestValues(t *testing.T) {
 		},
 		"kmsfs_kms_call_wait_seconds_sum": {`kmsfs_kms_call_wait_seconds_sum{key="K",op="Decrypt"} 2`},
 		"kmsfs_kms_requests_total": {
-			`kmsfs_kms_requests_total{code="AccessDenied",key="K",op="Decrypt"} 1`,
 			`kmsfs_kms_requests_total{code="NoAnswer",key="K",op="Decrypt"} 1`,
 			`kmsfs_kms_requests_total{code="Throttling",key="K",op="Decrypt"} 1`,
 			`kmsfs_kms_requests_total{code="ok",key="K",op="Decrypt"} 1`,
@@ -80,9 +73,9 @@ func TestValues(t *testing.T) {
 			`kmsfs_kms_throttled_requests_total{key="K",op="Decrypt"} 1`,
 			`kmsfs_kms_throttled_requests_total{key="K",op="GenerateDataKey"} 0`,
 		},
-		"kmsfs_kms_rate_limit":           {`kmsfs_kms_rate_limit{service="aws-kms"} 48.5`, `kmsfs_kms_rate_limit{service="keyring"} 0`, `kmsfs_kms_rate_limit{service="pkcs11"} 8`},
-		"kmsfs_kms_calls_in_flight":      {`kmsfs_kms_calls_in_flight{service="aws-kms"} 3`, `kmsfs_kms_calls_in_flight{service="keyring"} 0`, `kmsfs_kms_calls_in_flight{service="pkcs11"} 0`},
-		"kmsfs_kms_calls_waiting":        {`kmsfs_kms_calls_waiting{service="aws-kms"} 9`, `kmsfs_kms_calls_waiting{service="keyring"} 0`, `kmsfs_kms_calls_waiting{service="pkcs11"} 0`},
+		"kmsfs_kms_rate_limit":           {`kmsfs_kms_rate_limit{service="aws-kms"} 48.5`, `kmsfs_kms_rate_limit{service="keyring"} 0`},
+		"kmsfs_kms_calls_in_flight":      {`kmsfs_kms_calls_in_flight{service="aws-kms"} 3`, `kmsfs_kms_calls_in_flight{service="keyring"} 0`},
+		"kmsfs_kms_calls_waiting":        {`kmsfs_kms_calls_waiting{service="aws-kms"} 9`, `kmsfs_kms_calls_waiting{service="keyring"} 0`},
 		"kmsfs_kms_breaker_open":         {`kmsfs_kms_breaker_open{key="K"} 1`},
 		"kmsfs_class_available":          {`kmsfs_class_available{class="general"} 1`, `kmsfs_class_available{class="phi"} 0`},
 		"kmsfs_key_cache_hits_total":     {`kmsfs_key_cache_hits_total 7`},
@@ -170,9 +163,9 @@ func TestLabelsAreBounded(t *testing.T) {
 	m := New(Options{})
 	for i := range 10 * maxValues {
 		junk := fmt.Sprintf("%d\xff\n\"%s", i, strings.Repeat("x", 5000))
-		m.ObserveCall(limit.Call{Op: junk, Key: junk, Attempts: []keywrap.Attempt{{Op: junk, Key: junk, Code: junk}}})
+		m.ObserveCall(Call{Op: junk, Key: junk, Attempts: []keywrap.Attempt{{Op: junk, Key: junk, Code: junk}}})
 	}
-	m.ObserveCall(limit.Call{Op: "one more", Key: "one more"})
+	m.ObserveCall(Call{Op: "one more", Key: "one more"})
 	if n := testutil.CollectAndCount(m.calls.calls); n != maxValues+1 {
 		t.Errorf("%d series, want %d", n, maxValues+1)
 	}

@@ -1,13 +1,10 @@
 package metrics
 
 import (
-	"maps"
-	"slices"
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/kmsfs/kmsfs/crypto/keywrap/limit"
 	"github.com/kmsfs/kmsfs/fs/cryptfs"
 )
 
@@ -110,8 +107,8 @@ func (c *stateCollector) Collect(ch chan<- prometheus.Metric) {
 	if c.opts.Status != nil {
 		c.volume(ch, c.opts.Status())
 	}
-	if c.opts.Limits != nil {
-		c.limits(ch, c.opts.Limits())
+	if c.opts.Limiters != nil {
+		c.limiters(ch, c.opts.Limiters())
 	}
 	if c.opts.Audit != nil {
 		a := c.opts.Audit()
@@ -133,31 +130,21 @@ func (c *stateCollector) volume(ch chan<- prometheus.Metric, s cryptfs.Status) {
 	each(ch, available, c.classes, s.Classes, func(cl cryptfs.ClassStatus) (string, float64) { return cl.Name, truth(cl.Available) })
 }
 
-func (c *stateCollector) limits(ch chan<- prometheus.Metric, services map[string]limit.Stats) {
-	names := slices.Sorted(maps.Keys(services))
-	of := func(f func(limit.Stats) float64) func(string) (string, float64) {
-		return func(name string) (string, float64) { return name, f(services[name]) }
-	}
-	each(ch, limitRate, c.services, names, of(allowed))
-	each(ch, limitInFlight, c.services, names, of(func(s limit.Stats) float64 { return float64(s.InFlight) }))
-	each(ch, limitWaiting, c.services, names, of(func(s limit.Stats) float64 { return float64(s.Waiting) }))
+func (c *stateCollector) limiters(ch chan<- prometheus.Metric, list []Limiter) {
+	each(ch, limitRate, c.services, list, func(l Limiter) (string, float64) { return l.Service, l.Rate })
+	each(ch, limitInFlight, c.services, list, func(l Limiter) (string, float64) { return l.Service, float64(l.InFlight) })
+	each(ch, limitWaiting, c.services, list, func(l Limiter) (string, float64) { return l.Service, float64(l.Waiting) })
 	open := map[string]bool{}
-	keys := slices.Clone(c.opts.Keys)
-	for _, s := range services {
-		for _, o := range s.Outages {
-			open[o.Key] = true
-			keys = append(keys, o.Key)
+	for _, l := range list {
+		for _, key := range l.Open {
+			open[key] = true
 		}
 	}
-	each(ch, breakerOpen, c.keys, keys, func(key string) (string, float64) { return key, truth(open[key]) })
-}
-
-// allowed is the lower one of the limits there are.
-func allowed(s limit.Stats) float64 {
-	if s.Rate == 0 || s.PerSecond > 0 && s.PerSecond < s.Rate {
-		return s.PerSecond
+	keys := append([]string(nil), c.opts.Keys...)
+	for key := range open {
+		keys = append(keys, key)
 	}
-	return s.Rate
+	each(ch, breakerOpen, c.keys, keys, func(key string) (string, float64) { return key, truth(open[key]) })
 }
 
 // each sends one gauge for each item. Items with the same label, such as those
