@@ -63,3 +63,20 @@ func BenchmarkOpenHitParallel(b *testing.B) {
 		}
 	})
 }
+
+// BenchmarkCreate is a creation that finds its key in the pool, or the branch
+// key, and no service in the way.
+func BenchmarkCreate(b *testing.B) {
+	for _, name := range []string{"pool", "shared"} {
+		b.Run(name, func(b *testing.B) {
+			s := newBench(b, envelope.Options{})
+			s.class.Shared = name == "shared"
+			b.ReportAllocs()
+			for b.Loop() {
+				s.mustAnyFile()
+			}
+			st := s.m.Stats()
+			b.ReportMetric(float64(st.PoolMisses)/float64(b.N), "misses/op")
+		})
+	}
+}

@@ -46,11 +46,15 @@ func (m *Manager) Rewrap(ctx context.Context, h *Header, c Class, r Recipients) 
 	if r.Purpose == "" {
 		r.Purpose = keywrap.PurposeData
 	}
+	out := *h
+	out.Recipients = slices.Clone(h.Recipients)
+	if h.Store == m.store && r.From != "" && !slices.ContainsFunc(h.Recipients, r.replaces(c.Name)) {
+		return &out, false, nil // whether c can use it or not
+	}
 	calls, err := m.usable(nil, &c, r.Purpose, h)
 	if err != nil {
 		return nil, false, err
 	}
-	out := *h
 	out.Recipients, err = m.planRecipients(h, &c, &r)
 	if err != nil {
 		return nil, false, err
@@ -127,13 +131,15 @@ func planAll(h *Header, class string, keys []string) (plan []Recipient) {
 	return plan
 }
 
+// replaces tells the recipients of class under r.From.
+func (r *Recipients) replaces(class string) func(Recipient) bool {
+	return func(o Recipient) bool { return o.Class == class && o.Wrapped.Key == r.From }
+}
+
 // planReplace replaces the recipients of class under r.From.
 func planReplace(h *Header, class string, r *Recipients) (plan []Recipient) {
-	goes := func(o Recipient) bool { return o.Class == class && o.Wrapped.Key == r.From }
+	goes := r.replaces(class)
 	stay := slices.DeleteFunc(slices.Clone(h.Recipients), goes)
-	if len(stay) == len(h.Recipients) {
-		return stay
-	}
 	keys := r.Keys
 	if r.To != "" {
 		keys = []string{r.To}

@@ -130,7 +130,7 @@ func TestRewrapRefuses(t *testing.T) {
 			b.svc.resolve = map[string]string{keyC: keyEvil}
 		}, envelope.ErrNotAllowed, 1},
 		{"other store", envelope.Recipients{From: keyA, To: keyC}, func(_ *bench, h *envelope.Header) { h.Store = envelope.NewID() }, envelope.ErrForeignStore, 0},
-		{"other class", envelope.Recipients{From: keyA, To: keyC}, func(b *bench, _ *envelope.Header) { b.class.Name = "pci" }, envelope.ErrForeignClass, 0},
+		{"other class", envelope.Recipients{Keys: []string{keyC}}, func(b *bench, _ *envelope.Header) { b.class.Name = "pci" }, envelope.ErrForeignClass, 0},
 		{"no source allowed", envelope.Recipients{Keys: []string{keyC}}, func(b *bench, _ *envelope.Header) { b.class.Allowed = []string{keyC} }, envelope.ErrNotAllowed, 0},
 		{"both sources fail", envelope.Recipients{Keys: []string{keyC}}, func(b *bench, _ *envelope.Header) {
 			b.svc.fail[keyA], b.svc.fail[keyB] = keywrap.ErrPending, keywrap.ErrDenied
@@ -156,6 +156,21 @@ func TestRewrapRefuses(t *testing.T) {
 			})
 		}
 	}
+}
+
+func TestRewrapLeavesOthersAlone(t *testing.T) {
+	bubble(t, envelope.Options{}, func(t *testing.T, b *bench) {
+		h := b.create()
+		b.class.Allowed = []string{keyC}
+		got, changed, err := b.m.Rewrap(context.Background(), h, b.class, envelope.Recipients{From: keyD, To: keyC})
+		if err != nil || changed || !slices.EqualFunc(got.Recipients, h.Recipients, sameRecipient) {
+			t.Errorf("no recipient under From, none usable: got %+v, changed %v, error %v", got, changed, err)
+		}
+		got.Recipients[0].Class = "gone"
+		if h.Recipients[0].Class != "phi" {
+			t.Errorf("the unchanged header shares its recipients")
+		}
+	})
 }
 
 func TestRewrapGivesTheNewestMaterial(t *testing.T) {
