@@ -84,6 +84,10 @@ func TestDoctorRecord(t *testing.T) {
 		}
 	}
 	wantFinding(t, doctor(h, store), "store.jobs", store, "ok")
+	put(t, filepath.Join(store, ".kmsfs/rewrap"), []byte("x"))
+	wantFinding(t, doctor(h, store), "store.jobs", store, "warning", "rewrap", "goes on")
+	put(t, filepath.Join(store, ".kmsfs/rewrap"), nil)
+	wantFinding(t, doctor(h, store), "store.jobs", store, "ok")
 	record := filepath.Join(store, ".kmsfs/store")
 	text, err := os.ReadFile(record)
 	if err != nil {
@@ -139,4 +143,27 @@ func TestDoctorMounts(t *testing.T) {
 	m.Again()
 	m.Unmount()
 	wantFinding(t, doctor(s.h, s.dir), "store.writing", "", "ok")
+}
+
+// TestDoctorOrdinaryUser: what only a user without rights can find.
+func TestDoctorOrdinaryUser(t *testing.T) {
+	t.Parallel()
+	u := newOrdinary(t)
+	u.must(`"$KMSFS" init s`)
+	store := filepath.Join(u.dir, "s")
+	r := u.sh(`"$KMSFS" doctor --json s`)
+	wantOnly(t, r)
+	wantFinding(t, r, "fuse.helper", "", "ok", "installed")
+	r = u.sh(`ulimit -l 0; "$KMSFS" doctor --json s`)
+	wantFinding(t, r, "memory.locked", "", "warning", "cannot be locked", "ulimit -l")
+	wantOnly(t, r, "memory.locked")
+	wantFinding(t, u.sh(`PATH=/bin-that-is-not "$KMSFS" doctor --json s`), "fuse.helper", "", "error", "package fuse3")
+	u.runner.Sh(`chown -R root "$1"; chmod 755 "$1" "$1"/.kmsfs; chmod 644 "$1"/.kmsfs/store`, store)
+	r = u.sh(`"$KMSFS" doctor --json s`)
+	wantFinding(t, r, "store.writable", store, "warning", "may not write", "--read-only")
+	wantOnly(t, r, "store.writable")
+	u.runner.Sh(`chmod 600 "$1"/.kmsfs/store`, store)
+	r = u.sh(`"$KMSFS" doctor --json s`)
+	wantFinding(t, r, "store.record", store, "error", "may not read", "owner")
+	wantOnly(t, r, "store.record")
 }

@@ -104,7 +104,7 @@ func (e *examination) others(ctx context.Context, scheme string) *providers {
 	if err == nil {
 		p, err = openProviders(ctx, cfg, keys, nil, e.app.log())
 	}
-	f := doctor.Finding{Check: scheme + ".token", Level: doctor.OK, Text: "opened"}
+	f := doctor.Finding{Check: scheme + ".module", Level: doctor.OK, Text: "the module is loaded"}
 	if err != nil {
 		f.Level = doctor.Error
 		_, f.Text, f.Remedy = explain(err)

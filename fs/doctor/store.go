@@ -65,7 +65,7 @@ func ReadStore(path string) (*Store, []Finding) {
 		return fail(err)
 	}
 	defer func() { _ = root.Close() }()
-	meta, err := root.OpenDir(".kmsfs")
+	meta, err := root.OpenDir(record.MetaDir)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
 		err = record.ErrNoStore
 	}
@@ -73,7 +73,7 @@ func ReadStore(path string) (*Store, []Finding) {
 		return fail(err)
 	}
 	defer func() { _ = meta.Close() }()
-	b, err := meta.ReadFile("store", record.MaxStore)
+	b, err := meta.ReadFile(record.StoreFile, record.MaxStore)
 	if errors.Is(err, unix.ENOENT) {
 		err = record.ErrNoStore
 	}
@@ -85,18 +85,30 @@ func ReadStore(path string) (*Store, []Finding) {
 		return fail(err)
 	}
 	s.Path = path
-	if b, err := meta.ReadFile("writing", 64<<20); err == nil {
+	if b, err := meta.ReadFile(record.WritingFile, 64<<20); err == nil {
 		s.writing = inUse(b)
 	}
-	for _, job := range []string{"rekey", "reclassify"} { // docs/format.md, section 14
-		if stage, err := meta.OpenDir(job); err == nil {
-			if _, err := stage.Stat("job"); err == nil {
-				s.jobs = append(s.jobs, job)
-			}
-			_ = stage.Close()
-		}
-	}
+	s.jobs = unfinishedIn(meta)
 	return s, one(check, OK, path, fmt.Sprintf("store %s, placement %s, %d classes", s.ID, s.Placement, len(s.Classes)), "")
+}
+
+// unfinishedIn returns the jobs that left something to go on with in .kmsfs
+// (docs/format.md, F-50 and section 14).
+func unfinishedIn(meta *backing.Dir) (jobs []string) {
+	if st, err := meta.Stat(record.RewrapFile); err == nil && st.Size > 0 {
+		jobs = append(jobs, "rewrap")
+	}
+	for _, job := range []string{"rekey", "reclassify"} {
+		stage, err := meta.OpenDir(job)
+		if err != nil {
+			continue
+		}
+		if _, err := stage.Stat("job"); err == nil {
+			jobs = append(jobs, job)
+		}
+		_ = stage.Close()
+	}
+	return jobs
 }
 
 func inUse(list []byte) (n int) {
