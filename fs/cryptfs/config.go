@@ -31,6 +31,7 @@ type Config struct {
 	Observe    func(ctx context.Context, u envelope.Use) error
 	Call       func(ctx context.Context, c envelope.CallRecord) error
 	Background func(ctx context.Context) context.Context
+	onStep     func(what string) error // tests: called before each change that a job makes
 }
 
 // InitConfig says what store to make.

@@ -70,4 +70,12 @@ var (
 	ErrKeyState = fault.New(fault.KeyMissing, "cryptfs: key is not enabled")
 	// ErrNoXattrs means that placement xattr needs user xattrs in the store.
 	ErrNoXattrs = fault.New(fault.Unsupported, "cryptfs: the store's file system has no user extended attributes")
+	// ErrJob means that the record of an interrupted job fails authentication.
+	ErrJob = fault.New(fault.Integrity, "cryptfs: job record fails authentication")
+	// ErrOtherJob means that another job of the kind is unfinished.
+	ErrOtherJob = fault.New(fault.Conflict, "cryptfs: another job is unfinished")
+	// ErrNoExchange means that the store's file system cannot exchange two directories.
+	ErrNoExchange = fault.New(fault.Unsupported, "cryptfs: the store's file system cannot exchange two directories (RENAME_EXCHANGE)")
+	// ErrIncomplete means that a tree keeps its class because some of it could not be copied.
+	ErrIncomplete = fault.New(fault.Integrity, "cryptfs: some of the tree cannot be encrypted again")
 )

@@ -48,6 +48,7 @@ type Volume struct {
 	dirs    dirCache
 	sharing sharing
 	journal *journal // nil if read-only
+	jobs    *jobKeys // nil if read-only
 
 	files struct {
 		sync.Mutex
@@ -180,6 +181,9 @@ func (v *Volume) openJournal(ctx context.Context, storeKey *envelope.FileKey) er
 	if err := v.recover(ctx); err != nil {
 		return err
 	}
+	if err := v.recoverJobs(ctx, storeKey); err != nil {
+		return err
+	}
 	v.stopped.Go(v.flushLoop)
 	return nil
 }
@@ -259,6 +263,7 @@ func (v *Volume) release() {
 	if v.journal != nil {
 		v.journal.close()
 	}
+	v.jobs.wipe()
 	v.dirs.closeAll()
 	if v.keys != nil {
 		v.keys.Close()
