@@ -153,9 +153,13 @@ func (v *Volume) askClass(ctx context.Context, c *class) ClassHealth {
 		if h == nil {
 			return
 		}
+		id := h.File
+		if h.Shared {
+			id = h.Branch
+		}
 		for _, r := range h.Recipients {
 			if r.Class == c.name && slices.Contains(ec.Allowed, r.Wrapped.Key) {
-				out.Unwrap = append(out.Unwrap, v.ask(ctx, keywrap.Check{Op: keywrap.OpDecrypt, Wrapped: r.Wrapped, Context: context(p, h.File)}))
+				out.Unwrap = append(out.Unwrap, v.ask(ctx, keywrap.Check{Op: keywrap.OpDecrypt, Wrapped: r.Wrapped, Context: context(p, id)}))
 			}
 		}
 	}
