@@ -260,6 +260,17 @@ func TestRoleAuditor(t *testing.T) {
 	}
 }
 
+// TestRoleRewrapper: sees no data key and no name.
+func TestRoleRewrapper(t *testing.T) {
+	t.Parallel()
+	b := newRolesBench(t)
+	h := b.load("rewrapper")
+	b.wantNoAccess(h, "rewrapper")
+	b.wantDoctor(h, "rewrapper", 0)
+	b.wantDoctor(h, "names", 10)
+	b.wantDoctor(h, "reader", 10)
+}
+
 // TestPolicyText: what is printed where, and what is refused.
 func TestPolicyText(t *testing.T) {
 	t.Parallel()
