@@ -41,7 +41,7 @@ type Problem struct {
 	Path   string     `json:"path"`
 	What   string     `json:"what"` // for people
 	Kind   fault.Kind `json:"-"`
-	Class  string     `json:"kind"` // the kind's name, or "orphan", "foreign", "unfinished"
+	Class  string     `json:"kind"` // the kind's name, or "orphan", "foreign", "unfinished", "pending"
 	Mended bool       `json:"mended"`
 }
 
@@ -132,9 +132,11 @@ func (k *checker) checkStore() error {
 		k.add(p)
 	}
 	if v.conf.ReadOnly {
-		return k.unfinished()
+		if err := k.unfinished(); err != nil {
+			return err
+		}
 	}
-	return nil
+	return k.jobs()
 }
 
 // unfinished tells of files that the next mount, or a repair, will finish.
