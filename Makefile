@@ -10,16 +10,22 @@ FUZZTIME  ?= 2s
 
 # Programs that the tests run, as program:package.
 TEST_TOOLS := fusermount3:fuse3 gocryptfs:gocryptfs restic:restic borg:borgbackup rclone:rclone rsync:rsync \
-	setfacl:acl setfattr:attr aws:awscli sqlite3:sqlite3 git:git tar:tar gcc:gcc
+	setfacl:acl setfattr:attr aws:awscli sqlite3:sqlite3 git:git tar:tar gcc:gcc softhsm2-util:softhsm2 pkcs11-tool:opensc
 DEMO_TOOLS := fusermount3:fuse3 getfattr:attr
 
-.PHONY: all build demo test check unit integration fuzz fuzz-short vectors vuln clean tools demo-tools install man
+.PHONY: all build build-pkcs11 integration-pkcs11 demo test check unit integration fuzz fuzz-short vectors vuln clean tools demo-tools install man
 
 all: build
 
 build:
 	@mkdir -p bin
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-X main.version=$(VERSION)' -o $(BIN) ./cmd/kmsfs
+
+# The same with pkcs11: keys. It needs a C compiler, and is linked dynamically:
+# it loads the vendor's library at run time.
+build-pkcs11:
+	@mkdir -p bin
+	CGO_ENABLED=1 $(GO) build -tags pkcs11 -trimpath -ldflags '-X main.version=$(VERSION)' -o $(BIN)-pkcs11 ./cmd/kmsfs
 
 install: build
 	install -D -m 0755 $(BIN) $(DESTDIR)/usr/local/bin/kmsfs
@@ -40,8 +46,15 @@ unit:
 
 # Real mounts, real programs, the KMS test server. Not run from a cache: the
 # programs and the kernel are part of what is tested.
-integration:
+integration: integration-pkcs11
 	$(GO) test -count=1 -timeout 14m ./integration/...
+
+# What needs the build tag, over SoftHSM2, and so a C compiler.
+integration-pkcs11:
+	@if command -v gcc >/dev/null; then set -x; \
+		CGO_ENABLED=1 $(GO) vet -tags pkcs11 ./crypto/keywrap/pkcs11 ./cmd/kmsfs ./integration/hsm && \
+		CGO_ENABLED=1 $(GO) test -count=1 -tags pkcs11 ./crypto/keywrap/pkcs11 ./integration/hsm; \
+	else echo "no C compiler: PKCS#11 is not tested" >&2; [ "$$CI" != true ]; fi
 
 # A short run of every fuzz target; `make fuzz FUZZTIME=10m` for a long one.
 fuzz-short:

@@ -22,6 +22,7 @@ type buildVersion struct {
 	Format   int    `json:"format"`             // newest store format it reads and writes
 	Go       string `json:"go"`
 	Platform string `json:"platform"`
+	PKCS11   bool   `json:"pkcs11"` // can use pkcs11: keys
 }
 
 func newVersionCommand(a *app) *cobra.Command {
@@ -47,7 +48,7 @@ func (a *app) runVersion(o versionOptions) error {
 }
 
 func currentVersion() buildVersion {
-	v := buildVersion{Version: version, Format: envelope.FormatVersion, Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
+	v := buildVersion{Version: version, Format: envelope.FormatVersion, Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH, PKCS11: hasPKCS11}
 	info, ok := debug.ReadBuildInfo()
 	if ok {
 		for _, s := range info.Settings {

@@ -71,6 +71,10 @@ func (o *mountOptions) valueOption(g *globalOptions, name string) *string {
 		return &g.profile
 	case "endpoint-url":
 		return &g.endpointURL
+	case "pkcs11-module":
+		return &g.pkcs11Module
+	case "pkcs11-pin-file":
+		return &g.pkcs11PINFile
 	case "log-file":
 		return &o.logFile
 	case "log-format":

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"log/slog"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 
 	"github.com/kmsfs/kmsfs/crypto/keywrap"
@@ -20,10 +22,27 @@ type providerConfig struct {
 	Region      string
 	Profile     string
 	EndpointURL string
-	Rate        float64 // calls per second to each service, 0: no limit of ours
-	Concurrent  int     // calls at a time to each service, 0: the default
+
+	PKCS11Module  string // path of the vendor's library
+	PKCS11PINFile string // file whose first line is the token's PIN
+	PKCS11PIN     string // the PIN, where it came from the environment
+
+	Rate       float64 // calls per second to each service, 0: no limit of ours
+	Concurrent int     // calls at a time to each service, 0: the default
 
 	Observe func(limit.Call) `json:"-"` // told of every call, if not nil
+}
+
+// pkcs11PIN returns where the token's PIN comes from, or nil if there is none.
+// A file is read at every login, so that a changed PIN is found.
+func (c *providerConfig) pkcs11PIN() func() ([]byte, error) {
+	switch {
+	case c.PKCS11PINFile != "":
+		return func() ([]byte, error) { return passphraseFromFile(c.PKCS11PINFile) }
+	case c.PKCS11PIN != "":
+		return func() ([]byte, error) { return []byte(c.PKCS11PIN), nil }
+	}
+	return nil
 }
 
 // providers are the key services that one command or mount uses.
@@ -31,7 +50,9 @@ type providers struct {
 	keywrap.Mux
 	sameKey func(a, b string) bool // nil if no AWS key is in use
 	keyring *keyring.Keyring       // nil if no keyring key is in use
-	limits  map[string]*limit.Provider
+
+	closePKCS11 func() // nil if no PKCS#11 module is in use
+	limits      map[string]*limit.Provider
 }
 
 // limited puts a service behind its limits: every call of the program goes
@@ -67,13 +88,32 @@ func (p *providers) Close() {
 	if p.keyring != nil {
 		_ = p.keyring.Close() // it reports nothing: the file is not written
 	}
+	if p.closePKCS11 != nil {
+		p.closePKCS11()
+	}
 }
 
 func (g *globalOptions) providerConfig() (providerConfig, error) {
 	path, err := g.keyringPath()
-	return providerConfig{Keyring: path, Region: g.region, Profile: g.profile, EndpointURL: g.endpointURL,
-		Rate: g.kmsRate, Concurrent: g.kmsConcurrency}, err
+	cfg := providerConfig{Keyring: path, Region: g.region, Profile: g.profile, EndpointURL: g.endpointURL,
+		Rate: g.kmsRate, Concurrent: g.kmsConcurrency}
+	if g.pkcs11PINFile == "" {
+		cfg.PKCS11PIN = os.Getenv(pkcs11PINVariable)
+	}
+	for _, file := range []struct {
+		to   *string
+		from string
+	}{{&cfg.PKCS11Module, g.pkcs11Module}, {&cfg.PKCS11PINFile, g.pkcs11PINFile}} {
+		if file.from != "" && err == nil { // a background mount has another working directory
+			*file.to, err = filepath.Abs(file.from)
+		}
+	}
+	return cfg, err
 }
+
+// pkcs11PINVariable holds a token's PIN, for service managers that hand out
+// secrets in no other way. It is no flag: those show in ps(1).
+const pkcs11PINVariable = envPrefix + "PKCS11_PIN"
 
 // openProviders opens the services that the given keys need, and no other: a
 // store under AWS KMS needs no keyring file. pass is asked for a passphrase if
@@ -106,7 +146,30 @@ func openProviders(ctx context.Context, cfg providerConfig, keys []string, pass 
 		}
 		p.Mux.AWS, p.sameKey = p.limited("aws-kms", aws, cfg, log), awskms.SameKey
 	}
+	if uses["pkcs11"] {
+		if err := p.addPKCS11(cfg, len(uses) > 1, log); err != nil {
+			p.Close()
+			return nil, err
+		}
+	}
 	return p, nil
+}
+
+// addPKCS11 opens the PKCS#11 module. With keys of other services in the store,
+// a missing module costs only its own keys.
+func (p *providers) addPKCS11(cfg providerConfig, others bool, log *slog.Logger) (err error) {
+	p.Mux.PKCS11, p.closePKCS11, err = openPKCS11(cfg)
+	if err == nil {
+		p.Mux.PKCS11 = p.limited("pkcs11", p.Mux.PKCS11, cfg, log)
+		return nil
+	}
+	if !others {
+		return err
+	}
+	_, text, hint := explain(err)
+	log.Warn("no PKCS#11 module: the classes under its keys cannot be used", "err", text, "hint", hint)
+	p.Mux.PKCS11 = absent{hint}
+	return nil
 }
 
 // schemes returns the services that keys name.

@@ -18,6 +18,8 @@ type globalOptions struct {
 	region         string
 	profile        string
 	endpointURL    string
+	pkcs11Module   string
+	pkcs11PINFile  string
 	kmsRate        float64
 	kmsConcurrency int
 	logFormat      string
@@ -69,6 +71,8 @@ func (a *app) addGlobalFlags(root *cobra.Command) {
 	f.StringVar(&g.region, "region", "", "AWS `REGION` (default: the AWS configuration's)")
 	f.StringVar(&g.profile, "profile", "", "AWS configuration `PROFILE`")
 	f.StringVar(&g.endpointURL, "endpoint-url", "", "AWS KMS endpoint `URL`")
+	f.StringVar(&g.pkcs11Module, "pkcs11-module", "", "PKCS#11 module `FILE`, the vendor's library, for pkcs11: keys")
+	f.StringVar(&g.pkcs11PINFile, "pkcs11-pin-file", "", "`FILE` whose first line is the PKCS#11 token's user PIN")
 	f.Float64Var(&g.kmsRate, "kms-rate", 0, "calls per second to a key service, `N`: a share of the account's quota (default: no limit but what its throttling teaches)")
 	f.IntVar(&g.kmsConcurrency, "kms-concurrency", 0, "calls at a time to a key service, `N` (default 64)")
 	f.StringVar(&g.logFormat, "log-format", "text", "log `FORMAT`: text or json")

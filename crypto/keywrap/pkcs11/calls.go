@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/kmsfs/kmsfs/crypto/keymem"
@@ -353,6 +354,9 @@ type call struct {
 }
 
 func newCall(ctx context.Context, op, key string) *call {
+	if i := strings.Index(key, "pin-value"); i >= 0 {
+		key = key[:i] + "…" // what is refused goes to the log
+	}
 	return &call{op: op, key: key, id: keywrap.NewRequestID(), start: time.Now(), trace: keywrap.TraceOf(ctx)}
 }
 

@@ -59,6 +59,7 @@ var hints = []struct {
 	{rvPINLocked, "the token is locked: its security officer has to set a new PIN"},
 	{rvPINIncorrect, "correct the PIN file (--pkcs11-pin-file, KMSFS_PKCS11_PIN_FILE); a wrong PIN is not tried twice"},
 	{keywrap.ErrCredentials, "give the token's user PIN with --pkcs11-pin-file FILE (KMSFS_PKCS11_PIN_FILE)"},
+	{errDown, "the module started before and does not now: see its own configuration and log"},
 	{errNoToken, "is the token there, and is this the right module? pkcs11-tool --module MODULE -L lists the tokens"},
 	{keywrap.ErrNotFound, "pkcs11-tool --module MODULE --login -O lists the token's objects"},
 	{keywrap.ErrDisabled, "no version of the key may do this: see its attributes CKA_ENCRYPT and CKA_DECRYPT (CKA_WRAP, CKA_UNWRAP)"},

@@ -24,6 +24,7 @@ type fakeModule struct {
 	overlap  bool
 	starts   int
 	logins   int
+	down     bool          // C_Initialize fails
 	hang     chan struct{} // C_GenerateRandom waits for it, if set
 }
 
@@ -108,6 +109,9 @@ func (m *fakeModule) Initialize() error {
 	defer m.mu.Unlock()
 	if m.up {
 		return rvAlreadyInitialized
+	}
+	if m.down {
+		return rvGeneralError
 	}
 	m.up, m.visible = true, map[uint]*fakeToken{}
 	for slot, t := range m.tokens {

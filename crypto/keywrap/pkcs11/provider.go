@@ -182,10 +182,11 @@ func ended(err error) error {
 // more.
 func (p *Provider) with(key URI, f func(u *use) error) error {
 	generation, err := p.once(key, f)
-	if err == nil || !stale(err) && !errors.Is(err, errNoToken) {
+	restart := errors.Is(err, errNoToken) || errors.Is(err, errDown)
+	if err == nil || !stale(err) && !restart {
 		return err
 	}
-	if errors.Is(err, errNoToken) || is(err, rvNotInitialized, rvDeviceRemoved, rvTokenNotPresent, rvTokenNotRecognized, rvSlotInvalid) {
+	if restart || is(err, rvNotInitialized, rvDeviceRemoved, rvTokenNotPresent, rvTokenNotRecognized, rvSlotInvalid) {
 		p.lib.restart(generation, p.now())
 	}
 	_, err = p.once(key, f)
@@ -197,7 +198,7 @@ func (p *Provider) once(key URI, f func(u *use) error) (generation uint64, err e
 	defer p.lib.mu.RUnlock()
 	generation = p.lib.generation
 	if p.lib.failed != nil {
-		return generation, p.lib.failed
+		return generation, fmt.Errorf("%w: C_Initialize: %w", errDown, p.lib.failed)
 	}
 	t, err := p.tokenOf(key)
 	if err != nil {

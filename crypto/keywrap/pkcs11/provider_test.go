@@ -240,6 +240,23 @@ func TestTokenTakenAway(t *testing.T) {
 	wantOpen(t, p, dk)
 }
 
+// TestModuleDoesNotStart: an HSM's daemon that is down for a while.
+func TestModuleDoesNotStart(t *testing.T) {
+	p, m, _ := newFakeProvider(t)
+	now := time.Now()
+	p.now = func() time.Time { return now }
+	dk := generate(t, p, fakeKey)
+	tok := m.remove(7)
+	m.change(func() { m.down = true })
+	for range 3 {
+		wantErr(t, p, fakeKey, keywrap.ErrUnavailable)
+		now = now.Add(2 * restartPause)
+	}
+	m.change(func() { m.down = false })
+	m.putBack(7, tok)
+	wantOpen(t, p, dk)
+}
+
 // TestLogins: one login serves all sessions, and is repeated when it is lost.
 func TestLogins(t *testing.T) {
 	p, m, tok := newFakeProvider(t)

@@ -14,6 +14,9 @@ import (
 // errNoToken means that no slot holds the token, as far as the module knows.
 var errNoToken = fmt.Errorf("%w: no such token", keywrap.ErrUnavailable)
 
+// errDown means that the module could not be started again.
+var errDown = fmt.Errorf("%w: the module does not start", keywrap.ErrUnavailable)
+
 // use is one operation's hold on a token: a session of its own, logged in. It
 // is valid while the library's lock is held for reading.
 type use struct {

@@ -72,6 +72,15 @@ func TestParseRefuses(t *testing.T) {
 	}
 }
 
+// TestPINInURIIsNotLogged: a URI with a PIN is refused without repeating it.
+func TestPINInURIIsNotLogged(t *testing.T) {
+	p, _, _ := newFakeProvider(t)
+	_, err := p.Describe(t.Context(), fakeKey+"?pin-value=4711")
+	if !errors.Is(err, keywrap.ErrBadURI) || strings.Contains(err.Error(), "4711") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestModuleNames(t *testing.T) {
 	for _, name := range []string{"softhsm2", "libsofthsm2", "libsofthsm2.so.1"} {
 		u := URI{ModuleName: name}
