@@ -67,7 +67,7 @@ func wantState(t *testing.T, what string, v *Volume, want map[string]jobEntry) (
 
 // TestReclassifyCrash looks at the store as a crash at every step leaves it: the
 // tree has its old class as a whole, or the new one, and the next call ends the
-// job. F-54 F-55
+// job. F-52 F-53
 func TestReclassifyCrash(t *testing.T) {
 	eachJobStore(t, func(t *testing.T, dir string, prov keywrap.Provider) {
 		want := jobStore(t, dir, prov)
@@ -266,7 +266,7 @@ func reclassifyGoesOn(t *testing.T, p envelope.Placement) {
 
 // TestReclassifyRules: a rule below the directory keeps its class, and its files
 // get new keys of that class; hard links between the two become two files, as do
-// those that lead out of the tree.
+// those that lead out of the tree. S-51
 func TestReclassifyRules(t *testing.T) {
 	dir, prov, _ := testStore(t, envelope.Sidecar, classify.NamesEncrypted)
 	v := mustOpenJob(t, dir, prov)

@@ -340,7 +340,7 @@ func rekeyAll(t *testing.T, v *Volume) *RekeyReport {
 
 // TestRekeyCrash looks at the store as a crash at every step leaves it: all is
 // there after the next open, and the next rekey ends with a new key for every
-// file. F-51 F-52 F-53
+// file. F-50 F-51
 func TestRekeyCrash(t *testing.T) {
 	eachJobStore(t, func(t *testing.T, dir string, prov keywrap.Provider) {
 		v := mustOpenJob(t, dir, prov)
@@ -459,7 +459,7 @@ func TestRekeyStepFails(t *testing.T) {
 }
 
 // TestRekeyGoesOn: what an interrupted job has done is not done again, also when
-// it was killed between two files. F-51
+// it was killed between two files. F-49
 func TestRekeyGoesOn(t *testing.T) {
 	dir, prov, _ := testStore(t, envelope.Prefix, classify.NamesEncrypted)
 	v := mustOpenJob(t, dir, prov)
@@ -579,7 +579,7 @@ func TestRekeyDamaged(t *testing.T) {
 	}
 }
 
-// TestRekeyForgedJob: a job record that somebody else wrote is refused.
+// TestRekeyForgedJob: a job record that somebody else wrote is refused. F-48
 func TestRekeyForgedJob(t *testing.T) {
 	dir, prov, _ := testStore(t, envelope.Prefix, classify.NamesPlain)
 	v := mustOpenJob(t, dir, prov)
