@@ -118,6 +118,17 @@ func TestDoctorMounts(t *testing.T) {
 		wantFinding(t, r, "store.mounts", m.Dir, "ok", fmt.Sprint("process ", m.PID))
 		wantFinding(t, r, "key.state", key, "ok")
 	}
+	if err := unix.Kill(m.PID, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{s.dir, m.Dir} {
+		r := doctor(s.h, "--timeout", "1s", path)
+		wantFinding(t, r, "store.mounts", m.Dir, "error", "does not answer", "kmsfs umount")
+		wantOnly(t, r, "store.mounts")
+	}
+	if err := unix.Kill(m.PID, unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
 	f, err := os.Create(m.Path("open"))
 	if err != nil {
 		t.Fatal(err)

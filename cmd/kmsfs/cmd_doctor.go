@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -174,9 +175,26 @@ func (e *examination) check(ctx context.Context, checks ...doctor.Check) {
 // the first, and at everything else at once.
 func (e *examination) run(ctx context.Context) {
 	checks := doctor.Host{UID: os.Geteuid()}.Checks()
-	e.check(ctx, doctor.Check{Name: "store.mounts", Run: e.mounts})
+	// A check that hangs is left behind and may end at any time: what it finds for
+	// the others goes through a pointer that is read once.
+	var place atomic.Pointer[storePlace]
+	e.check(ctx, doctor.Check{Name: "store.mounts", Run: func(ctx context.Context) []doctor.Finding {
+		p, findings := findMounts(ctx, e.options.store)
+		place.Store(&p)
+		return findings
+	}})
+	e.path = e.options.store
+	if p := place.Load(); p != nil {
+		e.path, e.mounted = p.path, p.mounted
+	}
 	if e.options.store != "" {
-		e.check(ctx, doctor.Check{Name: "store.record", Run: e.record})
+		var store atomic.Pointer[doctor.Store]
+		e.check(ctx, doctor.Check{Name: "store.record", Run: func(context.Context) []doctor.Finding {
+			s, findings := doctor.ReadStore(e.path)
+			store.Store(s)
+			return findings
+		}})
+		e.store = store.Load()
 	}
 	if e.store != nil {
 		e.findings = append(e.findings, e.known()...)

@@ -128,29 +128,31 @@ func (e *examination) aws(ctx context.Context, used bool) *awskms.Provider {
 			regions = append(regions, r)
 		}
 	}
-	var found, reached bool
 	checks := []doctor.Check{
 		{Name: "aws.credentials", Run: func(ctx context.Context) []doctor.Finding {
-			f := credentialsFinding(ctx, p, used, time.Now())
-			found = f.Level != doctor.Error && f.Level != doctor.Info
-			return []doctor.Finding{f}
+			return []doctor.Finding{credentialsFinding(ctx, p, used, time.Now())}
 		}},
 		{Name: "aws.region", Run: func(ctx context.Context) []doctor.Finding { return regionFinding(ctx, p) }},
 	}
-	answers := make([]bool, len(regions))
-	for i, r := range regions {
-		checks = append(checks, doctor.Check{Name: "aws.endpoint", Run: func(ctx context.Context) []doctor.Finding {
-			out, ok := endpointFindings(ctx, p, r)
-			answers[i] = ok
-			return out
-		}})
+	for _, r := range regions {
+		checks = append(checks, doctor.Check{Name: "aws.endpoint", Run: func(ctx context.Context) []doctor.Finding { return endpointFindings(ctx, p, r) }})
 	}
 	e.check(ctx, checks...)
-	reached = slices.Contains(answers, true)
-	if !found || !reached || !e.accepted(ctx, p) {
+	if !used || e.failed("aws.credentials") || !e.any("clock.service") || !e.accepted(ctx, p) {
 		return nil
 	}
 	return p
+}
+
+// failed reports whether a check found an error.
+func (e *examination) failed(check string) bool {
+	return slices.ContainsFunc(e.findings, func(f doctor.Finding) bool { return f.Check == check && f.Level == doctor.Error })
+}
+
+// any reports whether a check found anything: a service that answers tells the
+// time.
+func (e *examination) any(check string) bool {
+	return slices.ContainsFunc(e.findings, func(f doctor.Finding) bool { return f.Check == check })
 }
 
 // accepted signs one call, so that credentials which the service refuses are one
@@ -215,7 +217,7 @@ func regionFinding(ctx context.Context, p *awskms.Provider) []doctor.Finding {
 
 // endpointFindings tells whether the service of a Region answers, and how the
 // clocks compare.
-func endpointFindings(ctx context.Context, p *awskms.Provider, region string) (out []doctor.Finding, ok bool) {
+func endpointFindings(ctx context.Context, p *awskms.Provider, region string) []doctor.Finding {
 	r, err := p.Reach(ctx, region)
 	f := doctor.Finding{Check: "aws.endpoint", Level: doctor.OK, Subject: r.Endpoint}
 	if err != nil {
@@ -223,7 +225,7 @@ func endpointFindings(ctx context.Context, p *awskms.Provider, region string) (o
 			f.Subject = region
 		}
 		f.Level, f.Text, f.Remedy = doctor.Error, causeOf(err), hintOf(err, "check the network, the proxy and the endpoint")
-		return []doctor.Finding{f}, false
+		return []doctor.Finding{f}
 	}
 	f.Text = fmt.Sprintf("%s answers in %d ms, over TLS", region, r.Took.Milliseconds())
 	if u, err := url.Parse(r.Endpoint); err == nil && u.Scheme != "https" {
@@ -233,7 +235,7 @@ func endpointFindings(ctx context.Context, p *awskms.Provider, region string) (o
 			f.Level, f.Text, f.Remedy = doctor.Info, region+" answers on this machine, without TLS", ""
 		}
 	}
-	return append([]doctor.Finding{f}, skewFinding(r, region)), true
+	return []doctor.Finding{f, skewFinding(r, region)}
 }
 
 func skewFinding(r awskms.Reach, region string) doctor.Finding {

@@ -9,37 +9,42 @@ import (
 	"github.com/kmsfs/kmsfs/fs/doctor"
 )
 
-// mounts looks at the mounts of the store, or at all without one, and finds out
-// where the store is if a mountpoint was given.
-func (e *examination) mounts(ctx context.Context) []doctor.Finding {
+// storePlace is where a store is.
+type storePlace struct {
+	path    string // of the store, "" without one
+	mounted bool
+}
+
+// findMounts looks at the mounts of the store, or at all if there is none, and
+// finds out where the store is if a mountpoint was given.
+func findMounts(ctx context.Context, store string) (storePlace, []doctor.Finding) {
 	const check = "store.mounts"
+	place := storePlace{path: store}
 	all, err := kmsfsMounts()
 	if err != nil {
-		return []doctor.Finding{{Check: check, Level: doctor.Error, Text: err.Error(), Remedy: "mount /proc"}}
+		return place, []doctor.Finding{{Check: check, Level: doctor.Error, Text: err.Error(), Remedy: "mount /proc"}}
 	}
-	path := e.options.store
-	if path != "" {
-		if at, err := mountpointPath(path); err == nil {
+	if store != "" {
+		if at, err := mountpointPath(store); err == nil {
 			if m := mountAt(all, at); m != nil {
-				path = m.Source
+				place.path = m.Source
 			}
 		}
-		if real, err := realPath(path); err == nil {
-			path = real
+		if real, err := realPath(place.path); err == nil {
+			place.path = real
 		}
-		e.path = path
 	}
 	var out []doctor.Finding
 	for _, m := range all {
-		if path == "" || m.Source == path {
-			e.mounted = true
+		if store == "" || m.Source == place.path {
+			place.mounted = true
 			out = append(out, mountFinding(ctx, m))
 		}
 	}
 	if len(out) == 0 {
-		out = append(out, doctor.Finding{Check: check, Level: doctor.OK, Subject: path, Text: "not mounted"})
+		out = append(out, doctor.Finding{Check: check, Level: doctor.OK, Subject: place.path, Text: "not mounted"})
 	}
-	return out
+	return place, out
 }
 
 func mountFinding(ctx context.Context, m mountEntry) doctor.Finding {
@@ -62,12 +67,6 @@ func mountFinding(ctx context.Context, m mountEntry) doctor.Finding {
 		f.Remedy = "the mount's log tells why; kmsfs status " + shellQuote(m.Mountpoint)
 	}
 	return f
-}
-
-func (e *examination) record(context.Context) []doctor.Finding {
-	s, findings := doctor.ReadStore(e.path)
-	e.store = s
-	return findings
 }
 
 // known compares the store with what this machine trusts, and decides which keys
