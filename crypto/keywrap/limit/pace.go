@@ -12,6 +12,9 @@ const (
 	increase  = 1.05 // per second
 	leastStep = 0.5  // calls per second, per second
 
+	lowerTime = 200 * time.Millisecond // between two decreases
+	quietTime = time.Second            // after which throttling shows a limit anew
+
 	slots   = 10
 	slotLen = 100 * time.Millisecond
 )
@@ -63,22 +66,25 @@ func (p *pace) at(now time.Time) float64 {
 	}
 	p.grown = now
 	if p.rate < p.high {
-		p.rate = min(p.high, p.rate*math.Pow(2, dt))
-	} else {
-		p.rate = max(p.rate*math.Pow(increase, dt), p.rate+leastStep*dt)
+		quick := min(dt, math.Log2(p.high/p.rate))
+		p.rate *= math.Pow(2, quick)
+		dt -= quick
 	}
+	p.rate = max(p.rate*math.Pow(increase, dt), p.rate+leastStep*dt)
 	if p.rate >= topRate {
 		p.rate = 0
 	}
 	return p.rate
 }
 
-// throttled takes a throttling answer to a call that began at start. Of the
-// calls that were under way together only the first lowers the rate: the others
-// were sent under the old one. It reports whether it did.
+// throttled takes a throttling answer to a call that began at start, and reports
+// whether it lowers the rate. Of the calls that were under way together only the
+// first does: the others were sent under the old one. One that comes soon after
+// says that the service has not recovered yet, not where its limit is.
 func (p *pace) throttled(now, start time.Time) bool {
 	old := p.at(now)
-	if old > 0 && !start.After(p.lowered) {
+	since := now.Sub(p.lowered)
+	if old > 0 && (!start.After(p.lowered) || since < lowerTime) {
 		return false
 	}
 	bears := p.measured(now)
@@ -86,9 +92,10 @@ func (p *pace) throttled(now, start time.Time) bool {
 		bears = min(bears, old)
 	}
 	rate := max(floorRate, bears*decrease)
-	if old == 0 {
+	switch {
+	case old == 0:
 		p.high = math.Inf(1) // nothing is known yet: look for the limit from below
-	} else {
+	case since >= quietTime:
 		p.high = max(rate, min(0.7*p.high, old))
 	}
 	p.rate, p.grown, p.lowered = rate, now, now

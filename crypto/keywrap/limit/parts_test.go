@@ -34,11 +34,19 @@ func TestPace(t *testing.T) {
 		}
 		for range 50 { // nothing is answered any more
 			start = time.Now()
-			time.Sleep(time.Millisecond)
-			p.throttled(time.Now(), start)
+			time.Sleep(lowerTime)
+			p.throttled(time.Now(), start.Add(time.Millisecond))
+			if p.throttled(time.Now(), time.Now()) {
+				t.Error("two decreases at once")
+			}
 		}
 		if p.rate != floorRate {
 			t.Errorf("rate = %.2f, want the floor", p.rate)
+		}
+		// All that was one event: the limit is still looked for from below.
+		time.Sleep(2 * time.Second)
+		if got := p.at(time.Now()); got < 3.9 || got > 4.1 {
+			t.Errorf("rate two seconds after the floor = %.2f, want four times as much", got)
 		}
 		p.rate, p.high, p.grown = 40, 40, time.Now()
 		time.Sleep(2 * time.Second)
