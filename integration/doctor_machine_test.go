@@ -89,6 +89,14 @@ func TestDoctorRecord(t *testing.T) {
 	put(t, filepath.Join(store, ".kmsfs/rewrap"), nil)
 	wantFinding(t, doctor(h, store), "store.jobs", store, "ok")
 	record := filepath.Join(store, ".kmsfs/store")
+	// A key in a token, for a program without PKCS#11: doctor verifies nothing.
+	token := "pkcs11:token=t;object=o"
+	other, known := filepath.Join(t.TempDir(), "store"), filepath.Join(h.Dir, ".config/kmsfs/known-stores")
+	h.Sh(`cp -a "$1" "$2"; sed -i "s/keyring:general/$4/g" "$2/.kmsfs/store"; cp "$3" "$3.new"; sed -i "s/keyring:general/$4/g; s|$1|$2|" "$3.new"`, store, other, known, token)
+	r := doctor(h, "--known-stores", known+".new", other)
+	wantFinding(t, r, "store.known", other, "ok")
+	wantFinding(t, r, "pkcs11.module", "", "error", "without PKCS#11", "make build-pkcs11")
+	wantOnly(t, r, "pkcs11.module")
 	text, err := os.ReadFile(record)
 	if err != nil {
 		t.Fatal(err)
