@@ -28,6 +28,7 @@ type rolesBench struct {
 	admin                  *rig.Home
 	store, id              string
 	general, phi, recovery string // key ARNs
+	fresh                  string // after retire
 	before                 map[string]string
 }
 
@@ -121,7 +122,35 @@ func (b *rolesBench) restore() {
 	}
 }
 
-func (b *rolesBench) keys() []string { return []string{b.general, b.phi, b.recovery} }
+func (b *rolesBench) keys() []string {
+	keys := []string{b.general, b.phi, b.recovery}
+	if b.fresh != "" {
+		keys = append(keys, b.fresh)
+	}
+	return keys
+}
+
+// retire puts a fresh key in the place of phi's, which is retired.
+func (b *rolesBench) retire() {
+	b.t.Helper()
+	var err error
+	if b.fresh, err = b.kms.CreateKey(kmsserver.KeyOptions{Alias: "alias/fresh"}); err != nil {
+		b.t.Fatal(err)
+	}
+	b.before[b.fresh] = b.before[b.phi]
+	policy := filepath.Join(b.t.TempDir(), "policy.yaml")
+	if err := os.WriteFile(policy, []byte(`
+version: 1
+default: general
+classes:
+  general: { keys: ["alias/general"], cache: 0s }
+  phi: { keys: ["alias/fresh", "alias/recovery"], retired: ["alias/phi"], cache: 0s }
+directories: { /patients: phi }
+`), 0o600); err != nil {
+		b.t.Fatal(err)
+	}
+	b.admin.Run("policy", "apply", b.store, policy)
+}
 
 func (b *rolesBench) client(role string) *kms.Client {
 	p := b.principal(role)
@@ -249,6 +278,12 @@ func TestRoleAuditor(t *testing.T) {
 	b.wantNoAccess(h, "auditor")
 	b.wantDoctor(h, "auditor", 0)
 	b.wantDoctor(h, "reader", 10)
+	inventory := h.Run("keys", "--json", b.store)
+	for _, key := range b.keys() {
+		if !strings.Contains(inventory, key) {
+			t.Errorf("the inventory lacks %s:\n%s", key, inventory)
+		}
+	}
 	r := h.Try("doctor", "--json", "--role", "auditor", b.store)
 	for _, key := range b.keys() {
 		if f := findingOf(t, r, "key.state", key); f.Level != "ok" || f.Text != "enabled" {
@@ -260,15 +295,43 @@ func TestRoleAuditor(t *testing.T) {
 	}
 }
 
-// TestRoleRewrapper: sees no data key and no name.
+// TestRoleRewrapper: takes files off a retired key, and sees no data key and no
+// name.
 func TestRoleRewrapper(t *testing.T) {
 	t.Parallel()
 	b := newRolesBench(t)
+	b.retire()
 	h := b.load("rewrapper")
 	b.wantNoAccess(h, "rewrapper")
 	b.wantDoctor(h, "rewrapper", 0)
 	b.wantDoctor(h, "names", 10)
 	b.wantDoctor(h, "reader", 10)
+	b.kms.ResetCalls()
+	h.Run("rewrap", b.store)
+	if b.kms.Count("ReEncrypt") == 0 {
+		t.Error("nothing was re-encrypted")
+	}
+	for _, c := range b.kms.Calls() {
+		if c.EventName != "ReEncrypt" && c.EventName != "DescribeKey" || c.ErrorCode != "" {
+			t.Errorf("rewrap calls %s: %q", c.EventName, c.ErrorCode)
+		}
+	}
+	b.wantNoAccess(h, "rewrapper")
+	b.restore()
+	if _, err := admin(b.kms).DisableKey(context.Background(), &kms.DisableKeyInput{KeyId: &b.phi}); err != nil {
+		t.Fatal(err)
+	}
+	m := b.admin.Mount(b.store)
+	for name, want := range map[string]string{"memo": "a memo", "patients/record": "a record"} {
+		if got, errno := readAll(m.Path(name)); errno != 0 || string(got) != want {
+			t.Errorf("%s without the retired key: %q, %s", name, got, errnoName(errno))
+		}
+	}
+	var info fileInfo
+	if err := json.Unmarshal([]byte(b.admin.Run("info", "--json", m.Path("patients/record"))), &info); err != nil || !slices.Equal(info.Keys, []string{b.fresh, b.recovery}) {
+		t.Errorf("recipients %q, %v", info.Keys, err)
+	}
+	m.Unmount()
 }
 
 // TestPolicyText: what is printed where, and what is refused.
@@ -376,25 +439,8 @@ func findingOf(t *testing.T, r rig.Result, check, subject string) finding {
 func TestRoleRetiredKey(t *testing.T) {
 	t.Parallel()
 	b := newRolesBench(t)
-	fresh, err := b.kms.CreateKey(kmsserver.KeyOptions{Alias: "alias/fresh"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	b.before[fresh] = b.before[b.phi]
-	policy := filepath.Join(t.TempDir(), "policy.yaml")
-	put(t, policy, []byte(`
-version: 1
-default: general
-classes:
-  general: { keys: ["alias/general"], cache: 0s }
-  phi: { keys: ["alias/fresh", "alias/recovery"], retired: ["alias/phi"], cache: 0s }
-directories: { /patients: phi }
-`))
-	b.admin.Run("policy", "apply", b.store, policy)
+	b.retire()
 	h := b.load("user")
-	if err := b.kms.SetPolicy(fresh, b.text("user", fresh)); err != nil {
-		t.Fatal(err)
-	}
 	if text := b.text("user", b.phi); strings.Contains(text, "GenerateDataKey") || strings.Contains(text, "Encrypt\"") || !strings.Contains(text, "kms:Decrypt") {
 		t.Errorf("the retired key may: %s", text)
 	}
