@@ -415,7 +415,7 @@ func (r *reclassifier) exchange() error {
 	if err := v.step("exchange"); err != nil {
 		return err
 	}
-	if err := r.stage.Rename(stagedTree, r.parent.dir, r.entry, unix.RENAME_EXCHANGE); err != nil {
+	if err := v.let(r.parent.dir, func() error { return r.stage.Rename(stagedTree, r.parent.dir, r.entry, unix.RENAME_EXCHANGE) }); err != nil {
 		return err
 	}
 	return lifted(r.parent.dir, r.parent.dir.Sync)

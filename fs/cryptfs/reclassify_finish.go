@@ -16,7 +16,7 @@ func (r *reclassifier) finishDir(ctx context.Context, src, dst *treeDir, above *
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	items, err := src.items(func(path string, err error) error { return fmt.Errorf("%s: %w", path, err) })
+	items, err := src.items(r.v, func(path string, err error) error { return fmt.Errorf("%s: %w", path, err) })
 	if err != nil {
 		return err
 	}
@@ -91,7 +91,8 @@ func (r *reclassifier) finishItem(ctx context.Context, src, dst *treeDir, it tre
 		return err
 	}
 	defer func() { _ = to.dir.Close() }()
-	raw, err := readAttrs(src.dir.Attrs(it.entry), it.st)
+	var raw fileAttrs
+	err = r.v.let(src.dir, func() (err error) { raw, err = readAttrs(src.dir.Attrs(it.entry), it.st); return err })
 	if err != nil {
 		return err
 	}

@@ -69,7 +69,7 @@ func (r *reclassifier) plan(ctx context.Context, t *treeDir) error {
 	r.report.Directories++
 	r.needed += 8 << 10
 	r.agrees = r.agrees && t.class.name == r.policy.ClassOf(t.path)
-	items, err := t.items(func(path string, err error) error { return r.fail(ctx, path, err) })
+	items, err := t.items(r.v, func(path string, err error) error { return r.fail(ctx, path, err) })
 	if err != nil {
 		return r.fail(ctx, t.path, err)
 	}
@@ -252,7 +252,7 @@ func (r *reclassifier) copyDir(ctx context.Context, src, dst *treeDir) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	items, err := src.items(func(path string, err error) error { return r.fail(ctx, path, err) })
+	items, err := src.items(r.v, func(path string, err error) error { return r.fail(ctx, path, err) })
 	if err != nil {
 		return r.fail(ctx, src.path, err)
 	}
@@ -391,7 +391,8 @@ func (v *Volume) wrappedFor(d *backing.Dir, entry string, cl *class) bool {
 
 // copyOne makes the copy and gives it its name.
 func (r *reclassifier) copyOne(ctx context.Context, src, dst *treeDir, it treeItem, s stored) error {
-	raw, err := readAttrs(src.dir.Attrs(it.entry), it.st)
+	var raw fileAttrs
+	err := r.v.let(src.dir, func() (err error) { raw, err = readAttrs(src.dir.Attrs(it.entry), it.st); return err })
 	if err != nil {
 		return err
 	}
@@ -439,7 +440,8 @@ func (r *reclassifier) copyOne(ctx context.Context, src, dst *treeDir, it treeIt
 // copyLink copies a symbolic link; a long target is in a file beside it.
 func (r *reclassifier) copyLink(src, dst *treeDir, it treeItem, a fileAttrs) (staged, error) {
 	out := staged{name: backing.TempName()}
-	target, err := readTarget(src.dir, it.entry, src.class, src.cipher)
+	var target string
+	err := r.v.let(src.dir, func() (err error) { target, err = readTarget(src.dir, it.entry, src.class, src.cipher); return err })
 	if err != nil {
 		return out, err
 	}

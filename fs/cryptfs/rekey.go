@@ -190,7 +190,7 @@ func (r *rekeyer) walk(ctx context.Context, d *backing.Dir, entries []string, pl
 		}
 		t = &treeDir{dir: d, entry: entries, path: "?"}
 	}
-	items, err := t.items(fail)
+	items, err := t.items(r.v, fail)
 	if err != nil {
 		return fail(plain, err)
 	}
@@ -203,7 +203,8 @@ func (r *rekeyer) walk(ctx context.Context, d *backing.Dir, entries []string, pl
 		if it.st.Type() != unix.S_IFDIR {
 			continue
 		}
-		sub, err := d.OpenDir(it.entry)
+		var sub *backing.Dir
+		err := r.v.let(d, func() (err error) { sub, err = d.OpenDir(it.entry); return err })
 		if err == nil {
 			err = r.walk(ctx, sub, t.below(it.entry), t.child(it.name), quiet, visit)
 			_ = sub.Close()

@@ -26,7 +26,8 @@ type source struct {
 
 // openSource opens an entry that is not empty and unwraps its key.
 func (v *Volume) openSource(ctx context.Context, d *backing.Dir, entry string, cl *class) (*source, error) {
-	disk, err := v.openEntry(d, entry, unix.O_RDONLY)
+	var disk *backing.File
+	err := v.let(d, func() (err error) { disk, err = v.openEntry(d, entry, unix.O_RDONLY); return err })
 	if err != nil {
 		return nil, err
 	}
@@ -38,7 +39,8 @@ func (v *Volume) openSource(ctx context.Context, d *backing.Dir, entry string, c
 	if s.st.Size == 0 {
 		return s, nil
 	}
-	block, err := v.readBlock(disk, []*backing.Dir{d}, s.st)
+	var block []byte
+	err = v.let(d, func() (err error) { block, err = v.readBlock(disk, []*backing.Dir{d}, s.st); return err })
 	if err == nil {
 		s.sec, err = v.unwrap(ctx, cl, block)
 	}

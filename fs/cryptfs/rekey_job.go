@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -61,7 +62,7 @@ func (c JobConfig) crew(ctx context.Context) (crew, context.Context) {
 	g, ctx := errgroup.WithContext(ctx)
 	n := c.Concurrent
 	if n <= 0 {
-		n = max(8, 4*runtime.GOMAXPROCS(0))
+		n = max(16, 4*runtime.GOMAXPROCS(0))
 	}
 	g.SetLimit(n)
 	return crew{g, n == 1}, ctx
@@ -105,6 +106,18 @@ var errHalf = errors.New("cryptfs: the next mount, or the same call, moves the o
 // errStep is what tests make a step fail with.
 var errStep = errors.New("cryptfs: step failed")
 
+// let is lifted for a job, which works on several files of a directory at once:
+// only one of them at a time changes its mode. f may be called twice.
+func (v *Volume) let(d *backing.Dir, f func() error) error {
+	err := f()
+	if !errors.Is(err, unix.EACCES) {
+		return err
+	}
+	v.jobs.mu.Lock()
+	defer v.jobs.mu.Unlock()
+	return lifted(d, f)
+}
+
 // step is called before each change of the store that a job or its recovery
 // makes. Tests look at the store there, or make it fail.
 func (v *Volume) step(what string) error {
@@ -115,11 +128,14 @@ func (v *Volume) step(what string) error {
 }
 
 // jobKeys authenticates job records, and marks the file ids of a job.
-type jobKeys struct{ key *keymem.Key }
+type jobKeys struct {
+	key *keymem.Key
+	mu  sync.Mutex // held while a directory lets its owner in, see let
+}
 
 func newJobKeys(storeKey *envelope.FileKey) (*jobKeys, error) {
 	key, err := subKey(storeKey, jobKeyInfo)
-	return &jobKeys{key}, err
+	return &jobKeys{key: key}, err
 }
 
 func (k *jobKeys) wipe() {

@@ -104,7 +104,7 @@ func (h *halfRekeyed) dir(ctx context.Context, d *backing.Dir) (more bool, err e
 		return false, err
 	}
 	var entries []backing.Entry
-	if err := lifted(d, func() error { entries, err = d.ReadDir(); return err }); err != nil {
+	if err := h.v.let(d, func() error { entries, err = d.ReadDir(); return err }); err != nil {
 		return false, err
 	}
 	for _, e := range entries {
@@ -112,7 +112,8 @@ func (h *halfRekeyed) dir(ctx context.Context, d *backing.Dir) (more bool, err e
 			continue
 		}
 		if e.Type == unix.S_IFDIR || e.Type == 0 {
-			if sub, err := d.OpenDir(e.Name); err == nil {
+			var sub *backing.Dir
+			if err := h.v.let(d, func() (err error) { sub, err = d.OpenDir(e.Name); return err }); err == nil {
 				_, err = h.dir(ctx, sub)
 				_ = sub.Close()
 				if err != nil {
@@ -133,7 +134,8 @@ func (h *halfRekeyed) name(d *backing.Dir, entry string) error {
 	if len(h.swaps) == 0 {
 		return nil
 	}
-	st, err := d.Stat(entry)
+	var st backing.Stat
+	err := h.v.let(d, func() (err error) { st, err = d.Stat(entry); return err })
 	if err != nil {
 		return err
 	}
@@ -142,7 +144,7 @@ func (h *halfRekeyed) name(d *backing.Dir, entry string) error {
 		return nil
 	}
 	if side := h.side[n]; side != "" {
-		err := lifted(d, func() error { return h.stage.Link(side, d, side) })
+		err := h.v.let(d, func() error { return h.stage.Link(side, d, side) })
 		if err != nil && !errors.Is(err, unix.EEXIST) {
 			return err
 		}
@@ -164,7 +166,7 @@ func (h *halfRekeyed) tidy(d *backing.Dir, before []backing.Entry) error {
 		return nil
 	}
 	var id string
-	err := lifted(d, func() error {
+	err := h.v.let(d, func() error {
 		rec, _, err := readDirRecord(d)
 		if err == nil {
 			id = hex.EncodeToString(rec.ID[:])
@@ -178,10 +180,10 @@ func (h *halfRekeyed) tidy(d *backing.Dir, before []backing.Entry) error {
 	if err != nil || !ok {
 		return err
 	}
-	if err := lifted(d, d.Sync); err != nil {
+	if err := h.v.let(d, d.Sync); err != nil {
 		return err
 	}
-	return d.SetTimes(".", statxTime(st.Atime), statxTime(st.Mtime))
+	return h.v.let(d, func() error { return d.SetTimes(".", statxTime(st.Atime), statxTime(st.Mtime)) })
 }
 
 func (h *halfRekeyed) removeSidecars(d *backing.Dir, before []backing.Entry) error {
@@ -194,7 +196,7 @@ func (h *halfRekeyed) removeSidecars(d *backing.Dir, before []backing.Entry) err
 	if len(here) == 0 {
 		return nil
 	}
-	if err := lifted(d, d.Sync); err != nil { // the names that made them needless
+	if err := h.v.let(d, d.Sync); err != nil { // the names that made them needless
 		return err
 	}
 	needed, err := h.v.companions(d)
@@ -208,7 +210,7 @@ func (h *halfRekeyed) removeSidecars(d *backing.Dir, before []backing.Entry) err
 		if err := h.v.step("remove sidecar"); err != nil {
 			return err
 		}
-		if err := lifted(d, func() error { return d.Unlink(name) }); err != nil && !errors.Is(err, unix.ENOENT) {
+		if err := h.v.let(d, func() error { return d.Unlink(name) }); err != nil && !errors.Is(err, unix.ENOENT) {
 			return err
 		}
 	}

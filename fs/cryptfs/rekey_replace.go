@@ -68,7 +68,8 @@ func (r *rekeyer) enter(t *treeDir) (*rekeyDirState, error) {
 		d.users++
 		return d, nil
 	}
-	own, err := t.dir.OpenDir(".")
+	var own *backing.Dir
+	err = r.v.let(t.dir, func() (err error) { own, err = t.dir.OpenDir("."); return err })
 	if err != nil {
 		return nil, err
 	}
@@ -118,14 +119,16 @@ func (r *rekeyer) leave(d *rekeyDirState) {
 }
 
 func (r *rekeyer) settle(d *rekeyDirState) error {
-	if err := lifted(d.dir, d.dir.Sync); err != nil {
+	if err := r.v.let(d.dir, d.dir.Sync); err != nil {
 		return err
 	}
 	for _, s := range d.replace {
 		if err := r.v.step("remove sidecar"); err != nil {
 			return err
 		}
-		r.v.removeUnshared(d.dir, s.old, s.ino)
+		if err := r.v.let(d.dir, func() error { return r.v.removeReplaced(d.dir, s) }); err != nil {
+			return err
+		}
 		if s.left.Add(-1) == 0 {
 			_ = r.stage.Unlink(s.old)
 			_ = r.stage.Unlink(s.new)
@@ -134,10 +137,25 @@ func (r *rekeyer) settle(d *rekeyDirState) error {
 	if err := r.v.step("put times back"); err != nil {
 		return err
 	}
-	if err := d.dir.SetTimes(".", d.times[0], d.times[1]); err != nil {
+	if err := r.v.let(d.dir, func() error { return d.dir.SetTimes(".", d.times[0], d.times[1]) }); err != nil {
 		return err
 	}
-	return r.stage.Unlink(dirMark + hex.EncodeToString(d.id[:]))
+	err := r.stage.Unlink(dirMark + hex.EncodeToString(d.id[:]))
+	if errors.Is(err, unix.ENOENT) { // who was in it just before removed it
+		return nil
+	}
+	return err
+}
+
+// removeReplaced removes a sidecar that no file of the directory needs.
+func (v *Volume) removeReplaced(d *backing.Dir, s replaced) error {
+	if v.shared(d, s.old, s.ino) {
+		return nil
+	}
+	if err := d.Unlink(s.old); !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	return nil
 }
 
 // mark notes a directory's times before its first change.
@@ -199,7 +217,8 @@ func (r *rekeyer) replace(ctx context.Context, d *rekeyDirState, t *treeDir, it 
 			return fmt.Errorf("names in directories of several classes: %w", ErrHeader)
 		}
 	}
-	old, err := v.sidecarOf(d.dir, it.entry, it.st)
+	var old string
+	err = v.let(d.dir, func() (err error) { old, err = v.sidecarOf(d.dir, it.entry, it.st); return err })
 	if err != nil {
 		return err
 	}
@@ -228,7 +247,7 @@ func (r *rekeyer) put(d *rekeyDirState, it treeItem, s staged, old string) error
 		err = r.v.step("rename")
 	}
 	if err == nil {
-		err = r.stage.Rename(s.name, d.dir, it.entry, 0)
+		err = r.v.let(d.dir, func() error { return r.stage.Rename(s.name, d.dir, it.entry, 0) })
 	}
 	if err != nil {
 		d.spoil(s)
@@ -260,13 +279,13 @@ func (r *rekeyer) bringSidecars(d *rekeyDirState, s staged, old string) error {
 	if err := r.v.step("link sidecars"); err != nil {
 		return err
 	}
-	if err := d.dir.Link(old, r.stage, old); err != nil && !errors.Is(err, unix.EEXIST) {
+	if err := r.v.let(d.dir, func() error { return d.dir.Link(old, r.stage, old) }); err != nil && !errors.Is(err, unix.EEXIST) {
 		return err
 	}
 	if err := r.v.step("link new sidecar"); err != nil {
 		return err
 	}
-	err := lifted(d.dir, func() error { return r.stage.Link(s.side, d.dir, s.side) })
+	err := r.v.let(d.dir, func() error { return r.stage.Link(s.side, d.dir, s.side) })
 	if errors.Is(err, unix.EEXIST) {
 		err = nil
 	}
@@ -306,7 +325,7 @@ func (r *rekeyer) swap(ctx context.Context, d *rekeyDirState, it treeItem, names
 	if err := v.step("keep old file"); err != nil {
 		return err
 	}
-	if err := d.dir.Link(it.entry, r.stage, swapOld+n); err != nil {
+	if err := v.let(d.dir, func() error { return d.dir.Link(it.entry, r.stage, swapOld+n) }); err != nil {
 		return err
 	}
 	if err := v.step("begin to move names"); err != nil {
@@ -330,13 +349,16 @@ func (r *rekeyer) swap(ctx context.Context, d *rekeyDirState, it treeItem, names
 // moveNames moves the names one after the other, and forgets the old file when
 // that is durable.
 func (r *rekeyer) moveNames(n string, names []linkName, dirs []*rekeyDirState) error {
+	if err := r.stage.Sync(); err != nil {
+		return err
+	}
 	for i, name := range names {
 		if err := r.v.moveName(r.stage, swapNew+n, dirs[i].dir, name.entry); err != nil {
 			return fmt.Errorf("name %d of %d: %w", i+1, len(names), err)
 		}
 	}
 	for _, o := range dirs {
-		if err := lifted(o.dir, o.dir.Sync); err != nil {
+		if err := r.v.let(o.dir, o.dir.Sync); err != nil {
 			return err
 		}
 	}
@@ -384,7 +406,7 @@ func (v *Volume) moveName(stage *backing.Dir, name string, d *backing.Dir, entry
 	if err := stage.Link(name, stage, tmp); err != nil {
 		return err
 	}
-	err := stage.Rename(tmp, d, entry, 0)
+	err := v.let(d, func() error { return stage.Rename(tmp, d, entry, 0) })
 	if err != nil {
 		_ = stage.Unlink(tmp)
 	}

@@ -78,7 +78,7 @@ type treeItem struct {
 // items returns the entries of the plaintext tree that are in the directory. bad
 // is called for what is none and not the store's own either; its error ends the
 // listing.
-func (t *treeDir) items(bad func(path string, err error) error) ([]treeItem, error) {
+func (t *treeDir) items(v *Volume, bad func(path string, err error) error) ([]treeItem, error) {
 	entries, err := t.list()
 	if err != nil {
 		return nil, err
@@ -90,14 +90,14 @@ func (t *treeDir) items(bad func(path string, err error) error) ([]treeItem, err
 		}
 		name, ok, err := e.Name, true, error(nil)
 		if t.class != nil {
-			name, ok, err = t.unseal(e.Name)
+			err = v.let(t.dir, func() (err error) { name, ok, err = t.unseal(e.Name); return err })
 		}
 		if err == nil && !ok {
 			err = ErrName
 		}
 		it := treeItem{entry: e.Name, name: name}
 		if err == nil {
-			it.st, err = t.dir.Stat(e.Name)
+			err = v.let(t.dir, func() (err error) { it.st, err = t.dir.Stat(e.Name); return err })
 		}
 		if err != nil {
 			if err := bad(t.at(e.Name), err); err != nil {
