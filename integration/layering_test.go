@@ -74,12 +74,16 @@ var layers = map[string]layer{
 	// Where a header goes and how it is read back, apart from cryptfs so that
 	// whoever has no key can look at headers too.
 	"fs/placement": imports("crypto/envelope", "crypto/fault", "fs/backing").and(sysUnix),
+	// Who depends on which key, and other recipients for them, by looking at the
+	// ciphertext tree; envelope.Manager comes in through an interface.
+	"fs/rewrap": imports("crypto/dare", "crypto/envelope", "crypto/fault", "crypto/keywrap", "fs/backing", "fs/placement", "fs/record").
+		and(sysUnix, "golang.org/x/sync/errgroup"),
 	// One open file over sealed chunks, apart from cryptfs for its size: it
 	// knows chunks and redo records, not names, classes or key services.
 	"fs/chunkfile": imports("crypto/dare", "crypto/fault", "fs/record").and(sysUnix),
 	// keywrap for the Provider that is passed in, and for purposes; errgroup
 	// bounds what fsck reads at once.
-	"fs/cryptfs": imports("fs/classify", "fs/backing", "fs/record", "fs/placement", "fs/chunkfile", "crypto/dare", "crypto/nameenc",
+	"fs/cryptfs": imports("fs/classify", "fs/backing", "fs/record", "fs/placement", "fs/rewrap", "fs/chunkfile", "crypto/dare", "crypto/nameenc",
 		"crypto/envelope", "crypto/keywrap", "crypto/keymem", "crypto/fault").
 		and(sysUnix, "golang.org/x/sync/errgroup"),
 	// keywrap for what a failed call says of key and request, for the log;
@@ -98,7 +102,7 @@ var layers = map[string]layer{
 	"cmd/kmsfs": imports("crypto/audit", "crypto/dare", "crypto/envelope", "crypto/fault", "crypto/keymem",
 		"crypto/keywrap", "crypto/keywrap/awskms", "crypto/keywrap/keypolicy",
 		"crypto/keywrap/keyring", "crypto/keywrap/limit", "fs/classify", "fs/cryptfs", "fs/doctor",
-		"fs/fusefs", "fs/metrics").
+		"fs/fusefs", "fs/metrics", "fs/record", "fs/rewrap").
 		and(cobra, "github.com/spf13/pflag", "github.com/schollz/progressbar/v3", "golang.org/x/term", sysUnix),
 
 	// Test tools. None of them imports the program, so that a bug there cannot

@@ -20,6 +20,7 @@ var (
 	errUnwell         = fault.New(fault.Invalid, "kmsfs: errors found")
 	errNoPolicy       = fault.New(fault.Unsupported, "kmsfs: no key policy")
 	errFailedOfLate   = fault.New(fault.KeyUnavailable, "kmsfs: keys failed of late")
+	errKeyNeeded      = fault.New(fault.Forbidden, "kmsfs: something depends on the key")
 	errKeysNotUsable  = fault.New(fault.KeyUnavailable, "kmsfs: keys not available")
 )
 

@@ -10,6 +10,7 @@ import (
 	"github.com/kmsfs/kmsfs/crypto/keywrap/keyring"
 	"github.com/kmsfs/kmsfs/fs/cryptfs"
 	"github.com/kmsfs/kmsfs/fs/fusefs"
+	"github.com/kmsfs/kmsfs/fs/rewrap"
 )
 
 // The exit codes. docs/cli.md documents them; scripts rely on them.
@@ -25,6 +26,7 @@ const (
 	exitNoFUSE      = 8   // FUSE does not work here
 	exitFull        = 9   // disk or quota full
 	exitUnwell      = 10  // kmsfs doctor found errors
+	exitKeyNeeded   = 11  // kmsfs keys: something depends on the key
 	exitInterrupted = 130 // SIGINT or SIGTERM, as a shell reports it
 )
 
@@ -51,7 +53,12 @@ var sentinelOutcomes = []struct {
 	{cryptfs.ErrNotEmpty, outcome{exitFailure, "give a new or empty directory"}},
 	{cryptfs.ErrNotEmptyDir, outcome{exitFailure, "make a new directory, classify it, and copy the files into it"}},
 	{cryptfs.ErrNoXattrs, outcome{exitFailure, "choose --placement header or sidecar"}},
-	{cryptfs.ErrKeyInUse, outcome{exitFailure, "keep the key in the policy, behind the new one"}},
+	{cryptfs.ErrKeyInUse, outcome{exitFailure, "move the key to retired, run kmsfs rewrap STORE, then take it out"}},
+	{rewrap.ErrKeysChanged, outcome{exitUntrusted, "if you know why they changed: kmsfs known-stores accept STORE"}},
+	{rewrap.ErrLocked, outcome{exitBusy, "try again when the other command is done"}},
+	{rewrap.ErrUnfinished, outcome{exitBusy, "mount the store once, or run kmsfs fsck --repair STORE"}},
+	{rewrap.ErrKey, outcome{exitUsage, "kmsfs policy show STORE prints the keys of each class"}},
+	{errKeyNeeded, outcome{exitKeyNeeded, ""}},
 	{fusefs.ErrNoFuse, outcome{exitNoFUSE, noFUSEHint}},
 	{fusefs.ErrOption, outcome{exitUsage, "kmsfs mount --help names the -o options"}},
 	{fusefs.ErrRefused, outcome{exitFailure, "--allow-other needs user_allow_other in /etc/fuse.conf; the mountpoint must be yours; the log file has the words of fusermount3"}},
@@ -175,4 +182,10 @@ func mountHelperCode(code int) int {
 		return 8
 	}
 	return 32
+}
+
+// keyIsGone reports whether a key service's answer says that a key is not there,
+// or will not be.
+func keyIsGone(err error) bool {
+	return errors.Is(err, keywrap.ErrNotFound) || errors.Is(err, keywrap.ErrPending)
 }

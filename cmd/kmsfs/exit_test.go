@@ -131,7 +131,7 @@ func TestExitCodesAreDocumented(t *testing.T) {
 		n, _ := strconv.Atoi(m[1])
 		documented[n] = true
 	}
-	codes := []int{exitOK, exitFailure, exitUsage, exitNoStore, exitDamage, exitKeys, exitBusy, exitUntrusted, exitNoFUSE, exitFull, exitUnwell, exitInterrupted}
+	codes := []int{exitOK, exitFailure, exitUsage, exitNoStore, exitDamage, exitKeys, exitBusy, exitUntrusted, exitNoFUSE, exitFull, exitUnwell, exitKeyNeeded, exitInterrupted}
 	for _, code := range codes {
 		if !documented[code] {
 			t.Errorf("docs/cli.md has no row for exit code %d", code)

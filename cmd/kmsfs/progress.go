@@ -1,6 +1,7 @@
 package main
 
 import (
+	"sync"
 	"time"
 
 	"github.com/schollz/progressbar/v3"
@@ -38,4 +39,44 @@ func (p *progress) finish() {
 	if p.bar != nil {
 		_ = p.bar.Finish()
 	}
+}
+
+// rewrapProgress counts files while they are looked at, and then shows how many
+// of those to be done are done, and the time that is left.
+type rewrapProgress struct {
+	a    *app
+	mu   sync.Mutex
+	bar  *progress
+	sure bool // the total is known
+}
+
+func (a *app) newRewrapProgress() *rewrapProgress {
+	return &rewrapProgress{a: a, bar: a.newProgress("looking", "files")}
+}
+
+func (p *rewrapProgress) at(done, total, seen uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if total == 0 {
+		if !p.sure {
+			p.bar.at(seen)
+		}
+		return
+	}
+	if !p.sure {
+		p.sure = true
+		p.bar.finish()
+		p.bar = p.a.newProgress("rewrapping", "files")
+		if p.bar.bar != nil {
+			p.bar.bar.ChangeMax64(int64(total))
+			progressbar.OptionSetPredictTime(true)(p.bar.bar)
+		}
+	}
+	p.bar.at(min(done, total))
+}
+
+func (p *rewrapProgress) finish() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.bar.finish()
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/kmsfs/kmsfs/crypto/nameenc"
 	"github.com/kmsfs/kmsfs/fs/backing"
 	"github.com/kmsfs/kmsfs/fs/chunkfile"
+	"github.com/kmsfs/kmsfs/fs/record"
 )
 
 // FsckConfig says what to check.
@@ -141,6 +142,10 @@ func (k *checker) checkStore() error {
 
 // unfinished tells of files that the next mount, or a repair, will finish.
 func (k *checker) unfinished() error {
+	if b, err := k.v.meta.ReadFile(record.RewrapFile, record.MaxRewrap); err == nil && len(b) > 0 {
+		k.add(Problem{Path: path.Join(metaDir, record.RewrapFile), Class: "unfinished",
+			What: "a rewrap was ended while it wrote headers: mount the store, or run fsck --repair, to finish them"})
+	}
 	f, err := k.v.meta.Open(writingFile, unix.O_RDONLY, 0)
 	if errors.Is(err, unix.ENOENT) {
 		return nil

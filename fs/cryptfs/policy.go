@@ -18,7 +18,8 @@ import (
 
 // ApplyPolicy makes p the store's policy and tells what changed. What an
 // existing store cannot take is refused: see classify.Compare, and a key that a
-// class would lose (ErrKeyInUse). Files that are there stay as they are.
+// class would lose while files have recipients under it (ErrKeyInUse). Files
+// that are there stay as they are.
 func (v *Volume) ApplyPolicy(ctx context.Context, p *classify.Policy) (changes []string, err error) {
 	if v.conf.ReadOnly {
 		return nil, unix.EROFS
@@ -34,12 +35,16 @@ func (v *Volume) ApplyPolicy(ctx context.Context, p *classify.Policy) (changes [
 	if err != nil {
 		return changes, err
 	}
+	dropped := map[string][]string{}
 	for name, keys := range v.Info().Keys {
 		for _, key := range keys {
 			if !slices.Contains(resolved.active[name], key) && !slices.Contains(resolved.retired[name], key) {
-				return changes, fmt.Errorf("class %s, key %s: %w", name, key, ErrKeyInUse)
+				dropped[name] = append(dropped[name], key)
 			}
 		}
+	}
+	if err := v.notInUse(ctx, dropped); err != nil {
+		return changes, err
 	}
 	return changes, v.writePolicy(ctx, p, resolved)
 }
@@ -97,7 +102,7 @@ func cloneRecord(r *record.Store) *record.Store {
 // keysFor puts a class's wrapped name key and store key into the record: those
 // of before, wrapped for the keys of now, or new ones.
 func (v *Volume) keysFor(ctx context.Context, rec *record.Store, c, old *class) error {
-	if old != nil && slices.Equal(old.keys().Keys, c.keys().Keys) {
+	if old != nil && slices.Equal(old.keys().Keys, c.keys().Keys) && v.wrapsOnly(old, c.keys().Allowed) {
 		c.header = old.header
 		return nil
 	}
@@ -118,6 +123,16 @@ func (v *Volume) keysFor(ctx context.Context, rec *record.Store, c, old *class) 
 		}
 	}
 	return v.extendStoreKey(ctx, rec, c, old)
+}
+
+// wrapsOnly reports whether the wrapped name key and store key of a class have
+// recipients under these keys only.
+func (v *Volume) wrapsOnly(c *class, keys []string) bool {
+	only := func(h *envelope.Header) bool {
+		return !slices.ContainsFunc(h.Recipients, func(r envelope.Recipient) bool { return !slices.Contains(keys, r.Wrapped.Key) })
+	}
+	h, err := envelope.Parse(v.rec.Keys.Store[c.name])
+	return err == nil && only(h) && only(c.header) && (c.spare == nil || only(c.spare))
 }
 
 // extendStoreKey wraps the store key for a class, from any class that can.

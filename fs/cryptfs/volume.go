@@ -47,6 +47,7 @@ type Volume struct {
 	nodes   nodeTable
 	dirs    dirCache
 	sharing sharing
+	rewraps rewraps
 	journal *journal // nil if read-only
 	jobs    *jobKeys // nil if read-only
 
@@ -106,8 +107,13 @@ func (v *Volume) setUp(ctx context.Context) error {
 	v.place = placement.New(v.layout.Placement, v.layout.HeaderSize)
 	v.keys = envelope.NewManager(v.conf.Provider, v.layout.ID, envelope.Options{
 		Log: v.log, SameKey: v.conf.SameKey, PoolSize: v.conf.Pool,
-		Observe: v.conf.Observe, Call: v.conf.Call, Background: v.conf.Background,
+		Observe: v.conf.Observe, Call: v.noteCall, Background: v.conf.Background,
 	})
+	if !v.conf.ReadOnly {
+		if err := v.openRewraps(); err != nil {
+			return err
+		}
+	}
 	storeKey, err := v.openClasses(ctx)
 	if err != nil {
 		return err
@@ -270,6 +276,9 @@ func (v *Volume) release() {
 	}
 	for _, c := range v.classes {
 		c.wipe()
+	}
+	if v.rewraps.usage != nil {
+		_ = v.rewraps.usage.Flush() // information for people
 	}
 	if v.meta != nil {
 		_ = v.meta.Close()

@@ -106,6 +106,9 @@ func (v *Volume) Setxattr(ctx context.Context, n *Node, name string, value []byt
 	if v.conf.ReadOnly {
 		return unix.EROFS
 	}
+	if n == v.nodes.root && (strings.HasPrefix(name, RewrapAttr) || name == RewrapKeysAttr) {
+		return v.setRewrap(ctx, name, value, c)
+	}
 	if name == classAttr {
 		if c.Uid != 0 && int(c.Uid) != os.Geteuid() {
 			return unix.EPERM
@@ -214,6 +217,9 @@ func (v *Volume) virtual(n *Node, name string) ([]byte, error) {
 	}
 	if name == healthAttr && n.dir != nil {
 		return json.Marshal(v.Health(context.Background()))
+	}
+	if id, ok := strings.CutPrefix(name, RewrapAttr); ok && n == v.nodes.root {
+		return v.rewrapOutcome(id)
 	}
 	if name == classAttr && n.dir != nil {
 		if _, err := v.load(context.Background(), n); err != nil {
