@@ -1,7 +1,6 @@
 package envelope
 
 import (
-	"crypto/hkdf"
 	"crypto/hmac"
 	"crypto/sha256"
 	"fmt"
@@ -31,11 +30,9 @@ func newFileKey(dek *keymem.Key, store, file ID) (*FileKey, error) {
 	var salt [2 * len(ID{})]byte
 	copy(salt[:], store[:])
 	copy(salt[len(ID{}):], file[:])
-	prk, err := hkdf.Extract(sha256.New, secret, salt[:])
-	if err != nil {
-		return nil, fmt.Errorf("deriving the file key: %w", err)
-	}
-	return &FileKey{prk: keymem.Take(prk)}, nil
+	var prk [sha256.Size]byte
+	hmacSHA256(&prk, salt[:], secret) // HKDF-Extract (RFC 5869, section 2.2)
+	return &FileKey{prk: keymem.Take(prk[:])}, nil
 }
 
 // PRK returns the key that the file's other keys are expanded from. It stays
@@ -49,15 +46,12 @@ func (k *FileKey) commitment(f *Fixed) (sum [sha256.Size]byte) {
 	if len(prk) == 0 {
 		panic("envelope: file key used after Wipe")
 	}
-	hk, err := hkdf.Expand(sha256.New, prk, headerKeyInfo, sha256.Size)
-	if err != nil {
-		panic(err) // only for lengths over 255 blocks
-	}
-	defer clear(hk)
-	mac := hmac.New(sha256.New, hk)
+	// HKDF-Expand of one block (RFC 5869, section 2.3).
+	var hk [sha256.Size]byte
+	defer clear(hk[:])
+	hmacSHA256(&hk, prk, []byte(headerKeyInfo+"\x01"))
 	b := f.authenticated()
-	mac.Write(b[:])
-	mac.Sum(sum[:0])
+	hmacSHA256(&sum, hk[:], b[:])
 	return sum
 }
 
