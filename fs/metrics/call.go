@@ -18,6 +18,7 @@ type Call struct {
 	Waited, Took time.Duration // before admission; from then to the end
 	Attempts     []keywrap.Attempt
 	Err          error // nil: success
+	Check        bool  // only asked: keywrap.Checker
 }
 
 // callMetrics are fed by ObserveCall.
@@ -77,11 +78,15 @@ func (c *callMetrics) expect(key string) {
 	}
 }
 
+// observe counts a call and its requests. The answer to a question is nobody's
+// failure, so that of checks only the requests count.
 func (c *callMetrics) observe(call Call) {
-	key, op := c.keys.label(call.Key), c.ops.label(call.Op)
-	c.calls.WithLabelValues(key, op, result(call.Err)).Inc()
-	c.took.WithLabelValues(key, op).Observe(call.Took.Seconds())
-	c.waited.WithLabelValues(key, op).Observe(call.Waited.Seconds())
+	if !call.Check {
+		key, op := c.keys.label(call.Key), c.ops.label(call.Op)
+		c.calls.WithLabelValues(key, op, result(call.Err)).Inc()
+		c.took.WithLabelValues(key, op).Observe(call.Took.Seconds())
+		c.waited.WithLabelValues(key, op).Observe(call.Waited.Seconds())
+	}
 	for _, a := range call.Attempts {
 		key, op := c.keys.label(a.Key), c.ops.label(a.Op)
 		code := strings.TrimSuffix(a.Code, "Exception")

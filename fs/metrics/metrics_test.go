@@ -46,6 +46,8 @@ func full() *Metrics {
 	m.ObserveCall(Call{Op: "Decrypt", Key: testKey, Took: 10 * time.Second, Attempts: []keywrap.Attempt{
 		{Op: "Decrypt", Key: testKey, Code: keywrap.NoAnswer},
 	}, Err: &keywrap.CallError{Err: keywrap.ErrUnavailable}})
+	m.ObserveCall(Call{Op: "Decrypt", Key: testKey, Check: true, Attempts: []keywrap.Attempt{{Op: "Decrypt", Key: testKey, Code: "AccessDeniedException"}},
+		Err: &keywrap.CallError{Err: keywrap.ErrDenied}})
 	return m
 }
 
@@ -65,6 +67,7 @@ func TestValues(t *testing.T) {
 		},
 		"kmsfs_kms_call_wait_seconds_sum": {`kmsfs_kms_call_wait_seconds_sum{key="K",op="Decrypt"} 2`},
 		"kmsfs_kms_requests_total": {
+			`kmsfs_kms_requests_total{code="AccessDenied",key="K",op="Decrypt"} 1`,
 			`kmsfs_kms_requests_total{code="NoAnswer",key="K",op="Decrypt"} 1`,
 			`kmsfs_kms_requests_total{code="Throttling",key="K",op="Decrypt"} 1`,
 			`kmsfs_kms_requests_total{code="ok",key="K",op="Decrypt"} 1`,
