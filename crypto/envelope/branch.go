@@ -3,7 +3,6 @@ package envelope
 import (
 	"bytes"
 	"context"
-	"crypto/hkdf"
 	"crypto/sha256"
 	"fmt"
 	"slices"
@@ -32,12 +31,10 @@ func sealer(prk *keymem.Key, class string, h *Header) (*subtle.KWP, error) {
 	}
 	info := append([]byte(branchInfo), h.Store[:]...)
 	info = append(append(info, h.File[:]...), class...) // only the last has no fixed length
-	kek, err := hkdf.Expand(sha256.New, secret, string(info), sha256.Size)
-	if err != nil {
-		return nil, fmt.Errorf("deriving the wrapping key: %w", err)
-	}
-	defer clear(kek)
-	return subtle.NewKWP(kek)
+	var kek [sha256.Size]byte
+	defer clear(kek[:])
+	hmacSHA256(&kek, secret, append(info, 1)) // HKDF-Expand of one block (RFC 5869, section 2.3)
+	return subtle.NewKWP(kek[:])
 }
 
 // seal sets h.Sealed for a data key and returns the file's key. prk is the

@@ -2,9 +2,9 @@ package envelope
 
 import "crypto/sha256"
 
-// maxMACed bounds the message of hmacSHA256, in bytes: the fixed part of a
-// header is the longest.
-const maxMACed = 192
+// maxMACed bounds the message of hmacSHA256, in bytes: the longest is what a
+// branch derives a wrapping key from, for a class of the greatest length.
+const maxMACed = len(branchInfo) + 2*len(ID{}) + MaxClass + 1
 
 // hmacSHA256 sets out to the HMAC-SHA256 (RFC 2104) of a short message under a
 // key of at most one block. crypto/hmac and crypto/hkdf leave the key, the
