@@ -287,10 +287,10 @@ func TestJobsOfAnOrdinaryUser(t *testing.T) {
 				mkdir -p m/d/e m/d/closed m/d/ro; for i in $(seq 20); do echo $i >m/d/f$i; ln m/d/f$i m/d/e/l$i; done
 				echo x >m/d/closed/x; ln m/d/closed/x m/d/ro/y; echo z >m/d/ro/z; chmod 0 m/d/f1; chmod 400 m/d/f2
 				touch -d 2001-01-01 m/d/ro m/d/closed m/d/e m/d; chmod 0 m/d/closed; chmod 500 m/d/ro
-				(cd m/d; find . -printf '%p %m %T@ %s %n\n' 2>err | sort >../../before || true); "$KMSFS" umount m
+				(cd m/d; find . -printf '%p %m %T@ %s %n\n' 2>/dev/null | sort >../../before || true); "$KMSFS" umount m
 				"$KMSFS" rekey store >out; grep -q '^22 files rekeyed' out
 				"$KMSFS" reclassify store /d phi
-				"$KMSFS" mount store m; (cd m/d; find . -printf '%p %m %T@ %s %n\n' 2>err | sort >../../after || true)
+				"$KMSFS" mount store m; (cd m/d; find . -printf '%p %m %T@ %s %n\n' 2>/dev/null | sort >../../after || true)
 				diff before after; test "$(cat m/d/f2 m/d/e/l3 m/d/ro/y)" = "$(printf '2\n3\nx')"
 				test "$(getfattr --only-values -n user.kmsfs.class m/d/ro/z)" = phi
 				chmod 700 m/d/closed; test "$(cat m/d/closed/x)" = x; "$KMSFS" umount m; "$KMSFS" fsck store`, p)

@@ -38,8 +38,9 @@ type rekeyDirState struct {
 	key inoKey
 	id  [16]byte
 
-	users  int         // guarded by rekeyer.mu
-	broken atomic.Bool // the next open's recovery has to see to it
+	users  int           // guarded by rekeyer.mu
+	gone   chan struct{} // closed when the last user has settled it
+	broken atomic.Bool   // the next open's recovery has to see to it
 
 	mu      sync.Mutex
 	marked  bool
@@ -64,16 +65,21 @@ func (r *rekeyer) enter(t *treeDir) (*rekeyDirState, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	key := keyOf(st)
-	if d := r.dirs[key]; d != nil {
-		d.users++
-		return d, nil
+	for d := r.dirs[key]; d != nil; d = r.dirs[key] {
+		if d.users > 0 {
+			d.users++
+			return d, nil
+		}
+		r.mu.Unlock() // its times are being put back
+		<-d.gone
+		r.mu.Lock()
 	}
 	var own *backing.Dir
 	err = r.v.let(t.dir, func() (err error) { own, err = t.dir.OpenDir("."); return err })
 	if err != nil {
 		return nil, err
 	}
-	d := &rekeyDirState{dir: own, key: key, id: t.id, users: 1}
+	d := &rekeyDirState{dir: own, key: key, id: t.id, users: 1, gone: make(chan struct{})}
 	d.broken.Store(r.spoiled[key])
 	r.dirs[key] = d
 	return d, nil
@@ -98,14 +104,17 @@ func (r *rekeyer) leave(d *rekeyDirState) {
 	r.mu.Lock()
 	d.users--
 	last := d.users == 0
-	if last {
-		delete(r.dirs, d.key)
-	}
 	r.mu.Unlock()
 	if !last {
 		return
 	}
-	defer func() { _ = d.dir.Close() }()
+	defer func() {
+		r.mu.Lock()
+		delete(r.dirs, d.key)
+		r.mu.Unlock()
+		close(d.gone)
+		_ = d.dir.Close()
+	}()
 	err := error(nil)
 	if d.marked && !d.broken.Load() {
 		err = r.settle(d)
@@ -140,11 +149,7 @@ func (r *rekeyer) settle(d *rekeyDirState) error {
 	if err := r.v.let(d.dir, func() error { return d.dir.SetTimes(".", d.times[0], d.times[1]) }); err != nil {
 		return err
 	}
-	err := r.stage.Unlink(dirMark + hex.EncodeToString(d.id[:]))
-	if errors.Is(err, unix.ENOENT) { // who was in it just before removed it
-		return nil
-	}
-	return err
+	return r.stage.Unlink(dirMark + hex.EncodeToString(d.id[:]))
 }
 
 // removeReplaced removes a sidecar that no file of the directory needs.
@@ -167,7 +172,7 @@ func (r *rekeyer) mark(d *rekeyDirState) error {
 	}
 	name := dirMark + hex.EncodeToString(d.id[:])
 	st, err := r.stage.Stat(name)
-	if err == nil { // somebody else is just done with it
+	if err == nil { // it was left to the recovery
 		d.times = [2]unix.Timespec{statxTime(st.Atime), statxTime(st.Mtime)}
 		d.marked = true
 		return nil
