@@ -41,7 +41,7 @@ func TestEverythingIsDocumented(t *testing.T) {
 		t.Fatal(err)
 	}
 	text := string(b)
-	kebab := regexp.MustCompile(`^[a-z]+(-[a-z]+)*$`)
+	kebab := regexp.MustCompile(`^[a-z][a-z0-9]*(-[a-z]+)*$`)
 	root := newRootCommand(&app{})
 	eachCommand(root, func(cmd *cobra.Command) {
 		name := strings.TrimPrefix(cmd.CommandPath(), "kmsfs ")
