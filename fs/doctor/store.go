@@ -93,7 +93,7 @@ func ReadStore(path string) (*Store, []Finding) {
 }
 
 // unfinishedIn returns the jobs that left something to go on with in .kmsfs
-// (docs/format.md, F-50 and section 14).
+// (docs/format.md, F-55 and section 14).
 func unfinishedIn(meta *backing.Dir) (jobs []string) {
 	if st, err := meta.Stat(record.RewrapFile); err == nil && st.Size > 0 {
 		jobs = append(jobs, "rewrap")

@@ -39,7 +39,7 @@ func FitsRewrap(files []Rewrapped) bool {
 
 // EncodeRewrap returns a batch. FitsRewrap is true of it, and every block has a
 // valid header size. A SHA-256 at the end tells a torn batch from a whole one;
-// it is no authentication (docs/format.md, F-50).
+// it is no authentication (docs/format.md, F-55).
 func EncodeRewrap(files []Rewrapped) []byte {
 	b := append(make([]byte, 0, MaxRewrap), rewrapMagic...)
 	b = binary.BigEndian.AppendUint32(b, Version)

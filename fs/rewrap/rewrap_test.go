@@ -174,7 +174,7 @@ func (r *rig) inventory() *rewrap.Inventory {
 	return inv
 }
 
-// TestRewrap takes a key out of a store: F-48.
+// TestRewrap takes a key out of a store: F-54.
 func TestRewrap(t *testing.T) {
 	for _, p := range everyPlace {
 		for _, shared := range []bool{false, true} {
@@ -303,7 +303,7 @@ type torn struct {
 var errKilled = errors.New("killed")
 
 // TestCrash: a header that a crash tore in the middle is whole again after the
-// next mount, or the next rewrap, wherever the file is by then: F-50.
+// next mount, or the next rewrap, wherever the file is by then: F-55.
 func TestCrash(t *testing.T) {
 	for _, p := range everyPlace {
 		for _, by := range []string{"mount", "rewrap"} {
@@ -419,7 +419,7 @@ func TestLocked(t *testing.T) {
 		t.Errorf("other keys: %v, want %v", err, rewrap.ErrKeysChanged)
 	}
 	used, err := r.store().LastUsed()
-	if err != nil || time.Since(used[oldKey]) > time.Hour { // F-49
+	if err != nil || time.Since(used[oldKey]) > time.Hour { // F-56
 		t.Errorf("last used: %v, %v", used, err)
 	}
 }

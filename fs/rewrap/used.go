@@ -20,7 +20,7 @@ const (
 )
 
 // Usage remembers when each key was last used, in the store's keys-used file
-// (docs/format.md, F-49). It is information for people: nobody authenticates it,
+// (docs/format.md, F-56). It is information for people: nobody authenticates it,
 // and nothing depends on it. Its methods are safe for concurrent use.
 type Usage struct {
 	meta *backing.Dir
