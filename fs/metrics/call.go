@@ -67,12 +67,16 @@ func (c *callMetrics) collectors() []prometheus.Collector {
 }
 
 // expect makes the series of a key that will be called, so that a rate over them
-// is right from the first call on.
+// is right from the first call, and the first failure, on.
 func (c *callMetrics) expect(key string) {
 	key = c.keys.label(key)
 	for _, op := range []string{"GenerateDataKey", "Decrypt"} {
 		op = c.ops.label(op)
 		c.calls.WithLabelValues(key, op, resultOK)
+		c.calls.WithLabelValues(key, op, resultOther)
+		for _, r := range results {
+			c.calls.WithLabelValues(key, op, r.name)
+		}
 		c.took.WithLabelValues(key, op)
 		c.throttle.WithLabelValues(key, op)
 	}
