@@ -105,7 +105,7 @@ var layers = map[string]layer{
 	"cmd/kmsfs": imports("crypto/audit", "crypto/dare", "crypto/envelope", "crypto/fault", "crypto/keymem",
 		"crypto/keywrap", "crypto/keywrap/awskms", "crypto/keywrap/keypolicy",
 		"crypto/keywrap/keyring", "crypto/keywrap/limit", "fs/classify", "fs/cryptfs", "fs/doctor",
-		"fs/fusefs", "fs/metrics", "fs/record", "fs/rewrap").
+		"fs/fusefs", "fs/metrics", "fs/record", "fs/report", "fs/rewrap").
 		and(cobra, "github.com/spf13/pflag", "github.com/schollz/progressbar/v3", "golang.org/x/term", sysUnix),
 
 	// Test tools. None of them imports the program, so that a bug there cannot

@@ -47,7 +47,6 @@ func (c *Collector) Add(e *audit.Event) {
 			return
 		}
 		c.total.Calls++
-		c.used(e)
 		if h := c.hour(e.Time); h != nil {
 			h.Calls++
 		}
@@ -136,7 +135,8 @@ func who(e *audit.Event) (uid, program string) {
 	return strconv.FormatUint(uint64(e.UID), 10), e.Program
 }
 
-// LastUsed returns when a key was last used, zero if never.
+// LastUsed returns when a data key was last handed out that is under this key,
+// zero if never. Calls that only ask about a key are no use of it.
 func (c *Collector) LastUsed(key string) time.Time { return c.lastUsed[key] }
 
 // Activity returns what was counted, in the order of the page.
