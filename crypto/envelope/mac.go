@@ -13,6 +13,9 @@ const maxMACed = len(branchInfo) + 2*len(ID{}) + MaxClass + 1
 // result goes through a pointer because returned values leave copies on the
 // way. It panics on longer arguments: lengths are decided by code.
 func hmacSHA256(out *[sha256.Size]byte, key, message []byte) {
+	// The stack grows now or not at all: growing copies it, and gives the old
+	// one back as it is.
+	_ = scrubStack(len(key))
 	hmacOnStack(out, key, message)
 	// What sha256 copied to its own frames lies below this one.
 	_ = scrubStack(len(message))
