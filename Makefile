@@ -10,7 +10,7 @@ FUZZTIME  ?= 2s
 
 # Programs that the tests run, as program:package.
 TEST_TOOLS := fusermount3:fuse3 gocryptfs:gocryptfs restic:restic borg:borgbackup rclone:rclone rsync:rsync \
-	setfacl:acl setfattr:attr aws:awscli sqlite3:sqlite3 git:git tar:tar gcc:gcc softhsm2-util:softhsm2 pkcs11-tool:opensc
+	setfacl:acl setfattr:attr aws:awscli sqlite3:sqlite3 git:git tar:tar gcc:gcc softhsm2-util:softhsm2 pkcs11-tool:opensc chromium:chromium
 DEMO_TOOLS := fusermount3:fuse3 getfattr:attr
 
 .PHONY: all build build-pkcs11 integration-pkcs11 demo test check unit integration fuzz fuzz-short vectors vuln clean tools demo-tools install man
