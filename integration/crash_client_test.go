@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -68,10 +69,30 @@ func crashClient(args []string) error {
 	}
 	w := &crashWorker{dir: dir, log: log, rnd: rand.New(rand.NewPCG(seed, 1)), seed: seed}
 	err = map[string]func() error{"append": w.append, "rewrite": w.rewrite, "names": w.names, "sizes": w.sizes}[args[0]]()
-	if errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED) {
+	if isDead(err) || errors.Is(err, unix.EIO) && w.dies() {
 		return nil // the end that is meant
 	}
 	return fmt.Errorf("crash client %s: %w", args[0], err)
+}
+
+func isDead(err error) bool {
+	return errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED)
+}
+
+// dies waits for the mount's end. A request that the server was taking over when
+// it was killed fails with EIO, a moment before (fuse_dev_do_read in the kernel).
+func (w *crashWorker) dies() bool {
+	for range 200 {
+		fd, err := unix.Openat(w.dir, "no such file", unix.O_RDONLY, 0)
+		if err == nil {
+			_ = unix.Close(fd)
+		}
+		if isDead(err) {
+			return true
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return false
 }
 
 func (w *crashWorker) note(verb string, args ...any) {

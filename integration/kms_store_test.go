@@ -111,6 +111,17 @@ func (s *kmsStore) calls() map[string]int {
 	return out
 }
 
+// contextIDs returns the ids in the encryption contexts of an operation's calls.
+func (s *kmsStore) contextIDs(op string) map[string]bool {
+	out := map[string]bool{}
+	for _, c := range s.kms.Calls() {
+		if c.EventName == op {
+			out[c.EncryptionContext["kmsfs:id"]] = true
+		}
+	}
+	return out
+}
+
 func (s *kmsStore) wantCalls(what string, want map[string]int) {
 	s.t.Helper()
 	got := s.calls()

@@ -114,7 +114,7 @@ func (m *monitor) ended(c limit.Call) {
 	to := m.metrics
 	m.mu.Unlock()
 	if to != nil {
-		to.ObserveCall(metrics.Call{Op: c.Op, Key: c.Key, Waited: c.Waited, Took: c.Took, Attempts: c.Attempts, Err: c.Err})
+		to.ObserveCall(metrics.Call{Op: c.Op, Key: c.Key, Waited: c.Waited, Took: c.Took, Attempts: c.Attempts, Err: c.Err, Check: c.Check})
 	}
 	if m.log == nil || !c.Check && c.Op != keywrap.OpDescribe {
 		return
@@ -133,9 +133,12 @@ func (m *monitor) failed(f fusefs.Failure) {
 	}
 	e := audit.Event{Kind: audit.KindIntegrity, Op: f.Op, Caller: &audit.Caller{UID: f.Uid, PID: f.Pid}}
 	e.Result, e.Detail = audit.Failure(f.Err)
-	var key *cryptfs.KeyError
-	if errors.As(f.Err, &key) {
-		e.Class, e.File = key.Class, key.File.String()
+	var about *cryptfs.FileError
+	if errors.As(f.Err, &about) {
+		e.Class = about.Class
+		if !about.File.IsZero() {
+			e.File = about.File.String()
+		}
 	}
 	_ = m.write(e) // the operation has failed already
 }

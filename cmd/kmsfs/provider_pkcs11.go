@@ -29,3 +29,15 @@ func openPKCS11(cfg providerConfig) (keywrap.Provider, func(), error) {
 	}
 	return p, func() { _ = p.Close() }, nil
 }
+
+// pkcs11PIN returns where the token's PIN comes from, or nil if there is none.
+// A file is read at every login, so that a changed PIN is found.
+func (c *providerConfig) pkcs11PIN() func() ([]byte, error) {
+	switch {
+	case c.PKCS11PINFile != "":
+		return func() ([]byte, error) { return passphraseFromFile(c.PKCS11PINFile) }
+	case c.PKCS11PIN != "":
+		return func() ([]byte, error) { return []byte(c.PKCS11PIN), nil }
+	}
+	return nil
+}

@@ -1,6 +1,10 @@
 package envelope
 
-import "github.com/kmsfs/kmsfs/crypto/fault"
+import (
+	"fmt"
+
+	"github.com/kmsfs/kmsfs/crypto/fault"
+)
 
 // The failures of this package. Those of the key service pass through as
 // *keywrap.CallError.
@@ -18,3 +22,15 @@ var (
 	ErrInvalid      = fault.New(fault.Invalid, "envelope: invalid argument")
 	ErrClosed       = fault.New(fault.Conflict, "envelope: key manager is closed")
 )
+
+// CreateError is the failure of a Create that was to choose the file id: it
+// tells which one the key service was asked for, to find its record of the call.
+type CreateError struct {
+	File ID
+	Err  error
+}
+
+func (e *CreateError) Error() string { return fmt.Sprintf("new file %s: %v", e.File, e.Err) }
+
+// Unwrap returns Err.
+func (e *CreateError) Unwrap() error { return e.Err }

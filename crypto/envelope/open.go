@@ -94,7 +94,8 @@ func (m *Manager) usable(out []recipientCall, c *Class, purpose keywrap.Purpose,
 	case len(out) > 0:
 		return out, nil
 	case rejected != "":
-		return nil, fmt.Errorf("file %v, class %s, key %s: %w", h.File, c.Name, rejected, ErrNotAllowed)
+		return nil, &keywrap.CallError{Op: keywrap.OpDecrypt, Key: rejected, Err: ErrNotAllowed,
+			Hint: "somebody put a wrapped key of their own into the header, or the class lost this key: compare with a backup, and with the policy"}
 	}
 	return nil, fmt.Errorf("file %v, class %s: %w", h.File, c.Name, ErrForeignClass)
 }

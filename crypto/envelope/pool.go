@@ -219,7 +219,7 @@ func (m *Manager) endFill(p *pool, f *poolFill, k *FileKey, err error) {
 	if err != nil {
 		p.retryAt = now.Add(poolRetry)
 		if w := f.owner; w != nil {
-			w.err, w.from.requests = err, f.ids
+			w.err, w.from.requests = &CreateError{File: f.h.File, Err: err}, f.ids
 			p.leave(w)
 		}
 		return

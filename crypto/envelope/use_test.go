@@ -126,7 +126,7 @@ func TestObserveTellsWhereAKeyCameFrom(t *testing.T) {
 		check("the failure is remembered", failed)
 		b.class.Allowed = []string{keyEvil}
 		_ = b.open(h)
-		check("refused without a call", envelope.Use{Op: "open", File: file, Err: envelope.ErrNotAllowed})
+		check("refused without a call", envelope.Use{Op: "open", File: file, Key: keyB, Err: envelope.ErrNotAllowed})
 	})
 }
 

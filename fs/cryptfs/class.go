@@ -61,7 +61,7 @@ func (v *Volume) names(ctx context.Context, c *class) (*nameenc.Cipher, error) {
 		c.mu.Lock()
 		c.failure = err.Error()
 		c.mu.Unlock()
-		return nil, v.keyError(c, keywrap.PurposeNames, envelope.ID{}, err)
+		return nil, v.keyError("name key", c, envelope.ID{}, err)
 	}
 	defer key.Wipe()
 	cipher, err = nameenc.New(key.PRK())

@@ -272,9 +272,16 @@ func (v *Volume) loadForWrite(ctx context.Context, n *Node) (*nameenc.Cipher, er
 		return nil, err
 	}
 	if !n.dirAgrees() {
-		return nil, fmt.Errorf("directory %d: %w", n.key.ino, ErrClassMismatch)
+		return nil, &FileError{What: "directory", Class: v.wantedClass(n), Ino: n.key.ino, Err: ErrClassMismatch}
 	}
 	return cipher, nil
+}
+
+// wantedClass returns the class that the policy has for a directory.
+func (v *Volume) wantedClass(n *Node) string {
+	v.ns.RLock()
+	defer v.ns.RUnlock()
+	return v.policy.ClassOf(v.pathOf(n))
 }
 
 func (n *Node) dirAgrees() bool {

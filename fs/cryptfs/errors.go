@@ -5,29 +5,34 @@ import (
 
 	"github.com/kmsfs/kmsfs/crypto/envelope"
 	"github.com/kmsfs/kmsfs/crypto/fault"
-	"github.com/kmsfs/kmsfs/crypto/keywrap"
 )
 
-// KeyError tells whose key could not be had. It wraps the reason.
-type KeyError struct {
-	Class   string
-	Purpose keywrap.Purpose // names: the class's name key
-	File    envelope.ID     // zero for a name key and for a file that is not made
-	Err     error
+// FileError tells which file, directory or class an error is about. It wraps the
+// reason.
+type FileError struct {
+	What  string      // if it is no file with an id: "new file", "name key", "directory 12"
+	Class string      // that the file is of
+	File  envelope.ID // zero if it is not known, or there is none
+	Ino   uint64      // in the store, 0 if it is not known
+	Err   error
 }
 
-func (e *KeyError) Error() string {
-	switch {
-	case e.Purpose == keywrap.PurposeNames:
-		return fmt.Sprintf("name key of class %s: %v", e.Class, e.Err)
-	case e.File.IsZero():
-		return fmt.Sprintf("new file of class %s: %v", e.Class, e.Err)
+func (e *FileError) Error() string {
+	what := e.What
+	if what == "" {
+		what = "file"
 	}
-	return fmt.Sprintf("file %s of class %s: %v", e.File, e.Class, e.Err)
+	if !e.File.IsZero() {
+		what += " " + e.File.String()
+	}
+	if e.Ino != 0 {
+		what = fmt.Sprintf("%s (inode %d)", what, e.Ino)
+	}
+	return fmt.Sprintf("%s of class %s: %v", what, e.Class, e.Err)
 }
 
 // Unwrap returns Err.
-func (e *KeyError) Unwrap() error { return e.Err }
+func (e *FileError) Unwrap() error { return e.Err }
 
 var (
 	// ErrNoStore means that there is no store in the directory.

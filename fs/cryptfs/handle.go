@@ -3,7 +3,6 @@ package cryptfs
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -219,7 +218,7 @@ func (v *Volume) openDisk(n *Node, write, header bool) (disk *backing.File, st b
 	}
 	if err != nil {
 		_ = disk.Close()
-		return nil, st, nil, fmt.Errorf("file %d: %w", n.key.ino, err)
+		return nil, st, nil, &FileError{Class: n.class.name, Ino: n.key.ino, Err: err}
 	}
 	return disk, st, block, nil
 }
@@ -294,7 +293,7 @@ func (h *Handle) ReadAt(p []byte, off int64) (int, error) {
 	n, err := h.f.cf.ReadAt(p, off)
 	h.f.v.counters.read.Add(uint64(n))
 	if err != nil {
-		return 0, h.f.v.note(fmt.Errorf("file %d: %w", h.f.n.key.ino, err))
+		return 0, h.f.about(err)
 	}
 	return n, nil
 }
@@ -314,7 +313,7 @@ func (h *Handle) WriteAt(p []byte, off int64, killPriv bool) (int, error) {
 	n, err := h.f.cf.WriteAt(p, off)
 	h.f.v.counters.written.Add(uint64(n))
 	if err != nil {
-		return 0, h.f.v.note(fmt.Errorf("file %d: %w", h.f.n.key.ino, err))
+		return 0, h.f.about(err)
 	}
 	return n, nil
 }
@@ -340,7 +339,7 @@ func (h *Handle) Allocate(mode uint32, off, size int64) error {
 	if !h.write {
 		return unix.EBADF
 	}
-	return h.f.v.note(h.f.cf.Allocate(mode, off, size))
+	return h.f.about(h.f.cf.Allocate(mode, off, size))
 }
 
 // Seek is lseek(2) with SEEK_DATA or SEEK_HOLE.
@@ -355,7 +354,7 @@ func (h *Handle) Seek(off int64, whence int) (int64, error) {
 }
 
 // Flush brings what is in memory to the store file.
-func (h *Handle) Flush() error { return h.f.v.note(h.f.cf.Flush()) }
+func (h *Handle) Flush() error { return h.f.about(h.f.cf.Flush()) }
 
 // Fsync makes the file durable, and the records that its name depends on.
 func (h *Handle) Fsync(dataOnly bool) error {
@@ -363,7 +362,7 @@ func (h *Handle) Fsync(dataOnly bool) error {
 	if f.v.conf.ReadOnly {
 		return nil
 	}
-	return f.v.note(f.cf.Fsync(dataOnly, f.syncApart))
+	return f.about(f.cf.Fsync(dataOnly, f.syncApart))
 }
 
 // syncApart makes durable what a file needs outside itself.

@@ -81,7 +81,11 @@ func (v *Volume) newKey(ctx context.Context, c *class) (secrets, error) {
 	fixed := envelope.Fixed{Suite: uint8(v.layout.Suite), ChunkSize: c.geo.ChunkSize, Store: v.layout.ID}
 	h, k, err := v.keys.Create(ctx, v.dataKeys(c), keywrap.PurposeData, fixed, v.layout.HeaderSize)
 	if err != nil {
-		return secrets{}, v.keyError(c, keywrap.PurposeData, envelope.ID{}, err)
+		var id envelope.ID
+		if failed := (*envelope.CreateError)(nil); errors.As(err, &failed) {
+			id, err = failed.File, failed.Err
+		}
+		return secrets{}, v.keyError("new file", c, id, err)
 	}
 	c.keepSample(h)
 	return newSecrets(h, k)
@@ -99,18 +103,33 @@ func (v *Volume) unwrap(ctx context.Context, c *class, b []byte) (secrets, error
 	}
 	k, err := v.keys.Open(ctx, v.dataKeys(c), keywrap.PurposeData, h)
 	if err != nil {
-		return secrets{}, v.keyError(c, keywrap.PurposeData, h.File, err)
+		return secrets{}, v.keyError("", c, h.File, err)
 	}
 	c.keepSample(h)
 	return newSecrets(h, k)
 }
 
-// keyError says whose key err is about, and remembers it for Health. What only
-// this caller did, such as giving up, is no failure of the key.
-func (v *Volume) keyError(c *class, p keywrap.Purpose, id envelope.ID, err error) error {
-	err = &KeyError{Class: c.name, Purpose: p, File: id, Err: err}
-	v.failed(c.name, err)
-	return err
+// keyError says whose key err is about, and remembers it for Health. What fails
+// authentication is remembered by note.
+func (v *Volume) keyError(what string, c *class, id envelope.ID, err error) error {
+	if !isDamage(err) {
+		v.failed(c.name, err)
+	}
+	return &FileError{What: what, Class: c.name, File: id, Err: err}
+}
+
+// about says that err is about the file, and counts it if it is damage.
+func (f *openFile) about(err error) error {
+	if err == nil {
+		return nil
+	}
+	e := &FileError{Class: f.class.name, Ino: f.n.key.ino, Err: err}
+	f.mu.Lock()
+	if h := f.secrets.header; h != nil {
+		e.File = h.File
+	}
+	f.mu.Unlock()
+	return f.v.note(e)
 }
 
 // openEntry is placement.Open.

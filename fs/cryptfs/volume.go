@@ -314,15 +314,23 @@ type counters struct {
 	read, written, integrity, repairs, foreign atomic.Uint64
 }
 
-// note counts integrity failures on their way out.
+// note counts integrity failures on their way out, and remembers them for Health.
 func (v *Volume) note(err error) error {
-	if k := fault.Of(err); k == fault.Integrity || k == fault.BadFormat {
-		v.counters.integrity.Add(1)
-		if key := (*KeyError)(nil); !errors.As(err, &key) { // keyError has it
-			v.failed("", err)
-		}
+	if !isDamage(err) {
+		return err
 	}
+	v.counters.integrity.Add(1)
+	class := ""
+	if about := (*FileError)(nil); errors.As(err, &about) {
+		class = about.Class
+	}
+	v.failed(class, err)
 	return err
+}
+
+func isDamage(err error) bool {
+	k := fault.Of(err)
+	return k == fault.Integrity || k == fault.BadFormat
 }
 
 // spaceWatch says when the store is so full that a write that only reached

@@ -47,6 +47,15 @@ var rows = map[fault.Kind]row{
 	fault.Conflict:       {unix.ESTALE, slog.LevelWarn, false},
 }
 
+// hints say what to do where the error itself does not.
+var hints = map[fault.Kind]string{
+	fault.Integrity:   "the store was damaged or altered: run kmsfs fsck on it, and compare with a backup",
+	fault.BadFormat:   "the store was damaged or altered: run kmsfs fsck on it, and compare with a backup",
+	fault.KeyDenied:   "the mount may not do this; see how it was mounted, and the key's policy",
+	fault.KeyRejected: "kmsfs policy show prints the keys that a class may have: somebody may have changed the store",
+	fault.Forbidden:   "kmsfs policy show prints the rules; where they changed, kmsfs reclassify brings the directory along",
+}
+
 // unknown is the row of an error without kind and errno: a bug or a library's
 // own error that nobody gave a kind.
 var unknown = row{unix.EIO, slog.LevelError, false}
@@ -153,23 +162,26 @@ func details(op string, h *fuse.InHeader, kind fault.Kind, r row, err error) []s
 		attrs = append(attrs, slog.Bool("audit", true),
 			slog.Uint64("uid", uint64(h.Uid)), slog.Uint64("pid", uint64(h.Pid)))
 	}
-	var key *cryptfs.KeyError
-	if errors.As(err, &key) {
-		attrs = append(attrs, slog.String("class", key.Class))
-		if !key.File.IsZero() {
-			attrs = append(attrs, slog.Any("file", key.File))
+	var about *cryptfs.FileError
+	if errors.As(err, &about) {
+		attrs = append(attrs, slog.String("class", about.Class))
+		if !about.File.IsZero() {
+			attrs = append(attrs, slog.Any("file", about.File))
 		}
 	}
+	hint := hints[kind]
 	var call *keywrap.CallError
-	if !errors.As(err, &call) {
-		return attrs
+	if errors.As(err, &call) {
+		attrs = append(attrs, slog.String("key", call.Key))
+		if call.RequestID != "" {
+			attrs = append(attrs, slog.String("request_id", call.RequestID))
+		}
+		if call.Hint != "" {
+			hint = call.Hint
+		}
 	}
-	attrs = append(attrs, slog.String("key", call.Key))
-	if call.RequestID != "" {
-		attrs = append(attrs, slog.String("request_id", call.RequestID))
-	}
-	if call.Hint != "" {
-		attrs = append(attrs, slog.String("hint", call.Hint))
+	if hint != "" {
+		attrs = append(attrs, slog.String("hint", hint))
 	}
 	return attrs
 }
