@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 
@@ -177,21 +178,42 @@ func resolveKey(ctx context.Context, p *providers, key string) (string, error) {
 // rewrapWriter returns who writes headers: this process, under the store's lock,
 // or the process that serves the store's mount.
 func (a *app) rewrapWriter(ctx context.Context, s *rewrap.Store, path string) (w rewrap.Writer, end func(), err error) {
-	locked, err := s.Lock(a.log())
-	if err == nil {
-		return locked, locked.Close, nil
-	}
-	if !errors.Is(err, rewrap.ErrLocked) {
+	m, err := mountOfStore(path)
+	if err != nil {
 		return nil, nil, err
 	}
-	m, merr := mountOfStore(path)
-	if merr != nil {
-		return nil, nil, merr
+	if m != nil {
+		root, err := openMount(ctx, m.Mountpoint)
+		if err == nil {
+			return &daemonWriter{root}, func() { _ = root.Close() }, nil
+		}
+		if !errors.Is(err, unix.ENOTCONN) { // else a mount whose process died
+			return nil, nil, err
+		}
 	}
-	if m == nil {
+	locked, err := s.Lock(a.log())
+	if errors.Is(err, rewrap.ErrLocked) {
 		return nil, nil, hint(err, "another command works on the store, or its mount is not to be seen from here")
 	}
-	return &daemonWriter{ctx: ctx, mountpoint: m.Mountpoint}, func() {}, nil
+	if err != nil {
+		return nil, nil, err
+	}
+	return locked, locked.Close, nil
+}
+
+// openMount opens the root of a mount. Through the descriptor the mount's process
+// is reached, or nobody: the path is an ordinary directory when it has ended.
+func openMount(ctx context.Context, mountpoint string) (*os.File, error) {
+	root, err := await(ctx, func() (*os.File, error) { return os.Open(mountpoint) })
+	if err != nil {
+		return nil, err
+	}
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(root.Fd()), &st); err != nil || st.Type != unix.FUSE_SUPER_MAGIC {
+		_ = root.Close()
+		return nil, fail(errBusy, mountpoint+" was unmounted just now", "give the same command again")
+	}
+	return root, nil
 }
 
 // mountOfStore returns the mount that may change the store at path, nil if there
@@ -210,26 +232,37 @@ func mountOfStore(path string) (*mountEntry, error) {
 }
 
 // daemonWriter has the daemon of a mount write headers.
-type daemonWriter struct {
-	ctx        context.Context
-	mountpoint string
+type daemonWriter struct{ root *os.File }
+
+// set sets an attribute of the mount's root.
+func (w *daemonWriter) set(ctx context.Context, name string, value []byte) error {
+	_, err := await(ctx, func() ([]byte, error) { return nil, unix.Fsetxattr(int(w.root.Fd()), name, value, 0) })
+	return w.failure(err)
+}
+
+// get returns an attribute of the mount's root.
+func (w *daemonWriter) get(ctx context.Context, name string) ([]byte, error) {
+	b, err := await(ctx, func() ([]byte, error) {
+		buf := make([]byte, 1<<16)
+		n, err := unix.Fgetxattr(int(w.root.Fd()), name, buf)
+		return buf[:max(n, 0)], err
+	})
+	return b, w.failure(err)
 }
 
 // Write implements rewrap.Writer.
 func (w *daemonWriter) Write(ctx context.Context, files []record.Rewrapped) ([]error, error) {
 	name := cryptfs.RewrapAttr + envelope.NewID().String()
-	batch := record.EncodeRewrap(files)
-	_, err := await(ctx, func() ([]byte, error) { return nil, unix.Setxattr(w.mountpoint, name, batch, 0) })
-	if err != nil {
-		return nil, w.failure(err)
+	if err := w.set(ctx, name, record.EncodeRewrap(files)); err != nil {
+		return nil, err
 	}
-	b, err := readXattr(ctx, w.mountpoint, name)
+	b, err := w.get(ctx, name)
 	if err != nil {
-		return nil, w.failure(err)
+		return nil, err
 	}
 	var results []cryptfs.RewrapResult
 	if err := json.Unmarshal(b, &results); err != nil || len(results) != len(files) {
-		return nil, fmt.Errorf("%s answers %d results for %d files: %w", w.mountpoint, len(results), len(files), errNotAMount)
+		return nil, fmt.Errorf("%s answers %d results for %d files: %w", w.root.Name(), len(results), len(files), errNotAMount)
 	}
 	each := make([]error, len(files))
 	for i, r := range results {
@@ -248,10 +281,10 @@ func (w *daemonWriter) Write(ctx context.Context, files []record.Rewrapped) ([]e
 func (w *daemonWriter) Keys(ctx context.Context, k record.StoreKeys) error {
 	send := func(one record.StoreKeys) error {
 		b, err := json.Marshal(one)
-		if err == nil {
-			_, err = await(ctx, func() ([]byte, error) { return nil, unix.Setxattr(w.mountpoint, cryptfs.RewrapKeysAttr, b, 0) })
+		if err != nil {
+			return err
 		}
-		return w.failure(err)
+		return w.set(ctx, cryptfs.RewrapKeysAttr, b)
 	}
 	for class, block := range k.Names {
 		if err := send(record.StoreKeys{Names: map[string][]byte{class: block}}); err != nil {
@@ -271,9 +304,12 @@ func (w *daemonWriter) failure(err error) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
-		return fail(err, w.mountpoint+" is somebody else's mount", "run as its owner or as root, or unmount the store first")
+		return fail(err, w.root.Name()+" is somebody else's mount", "run as its owner or as root, or unmount the store first")
 	}
-	return fmt.Errorf("%s: %w", w.mountpoint, err)
+	if errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED) {
+		return fail(errBusy, w.root.Name()+": the mount has ended", "give the same command again")
+	}
+	return fmt.Errorf("%s: %w", w.root.Name(), err)
 }
 
 func (a *app) printRewrap(o rewrapOptions, r rewrapResult) error {
