@@ -170,7 +170,6 @@ func TestReclassifyStepFails(t *testing.T) {
 			got := readJobTree(t, v, v.Root(), "")
 			sameTree(t, fmt.Sprint("step ", at), got, want, false, "")
 			reclassify(t, v, "/top", class)
-			got = readJobTree(t, v, v.Root(), "")
 			_ = v.Close()
 			v = mustOpenJob(t, dir, prov)
 			got = readJobTree(t, v, v.Root(), "")

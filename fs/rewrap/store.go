@@ -125,17 +125,6 @@ func (s *Store) allowed(class, uri string) string {
 	return ""
 }
 
-// classOf returns the class that a header's recipients are of, "" if it is none
-// of the store's.
-func (s *Store) classOf(h *envelope.Header) string {
-	for i := range h.Recipients {
-		if _, ok := s.layout.Policy.Classes[h.Recipients[i].Class]; ok {
-			return h.Recipients[i].Class
-		}
-	}
-	return ""
-}
-
 // sameKeys compares keys by class, in any order.
 func sameKeys(a, b map[string][]string) bool {
 	return maps.EqualFunc(a, b, func(x, y []string) bool {
