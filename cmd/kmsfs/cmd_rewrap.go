@@ -306,7 +306,9 @@ func (w *daemonWriter) failure(err error) error {
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
 		return fail(err, w.root.Name()+" is somebody else's mount", "run as its owner or as root, or unmount the store first")
 	}
-	if errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED) {
+	// A call that was under way when the mount ended is answered EIO, too.
+	var st unix.Statfs_t
+	if errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED) || errors.Is(err, unix.EIO) && unix.Fstatfs(int(w.root.Fd()), &st) != nil {
 		return fail(errBusy, w.root.Name()+": the mount has ended", "give the same command again")
 	}
 	return fmt.Errorf("%s: %w", w.root.Name(), err)
