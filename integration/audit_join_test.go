@@ -116,6 +116,37 @@ func TestAuditJoin(t *testing.T) {
 	}
 }
 
+// TestAuditOpenFile: a second opener of an open file is in the log, with its own
+// process, though no key service and no cache is asked.
+func TestAuditOpenFile(t *testing.T) {
+	s := newKMSStore(t, envelope.Prefix, []string{"general"}, map[string]kmsClass{"general": {cache: "0s"}})
+	log := filepath.Join(t.TempDir(), "audit.log")
+	m := s.h.Mount(s.dir, "--audit", log)
+	m.Put("f", []byte("secret"))
+	m.Unmount()
+	m.Again("--audit", log)
+	f, err := os.Open(m.Path("f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.h.Sh(`cat "$1"`, m.Path("f"))
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
+	m.Unmount()
+	var sources []string
+	pids := map[uint32]bool{}
+	for _, e := range readAudit(t, log) {
+		if e.Kind == audit.KindUse && e.Op == "open" && e.Purpose == "data" {
+			sources = append(sources, e.Source)
+			pids[e.PID] = true
+		}
+	}
+	if len(sources) != 2 || sources[0] != envelope.SourceCall || sources[1] != envelope.SourceOpen || len(pids) != 2 {
+		t.Errorf("opens in the log: %v, by %d processes", sources, len(pids))
+	}
+}
+
 // TestAuditRequired: with --audit-required no key is used that cannot be logged,
 // and without it a full disk of the log stops nothing. What is missing is told.
 func TestAuditRequired(t *testing.T) {

@@ -139,7 +139,7 @@ func lastUsed(s *rewrap.Store, logFile string) (map[string]time.Time, error) {
 	out := map[string]time.Time{}
 	store := s.ID().String()
 	_, err := audit.Walk(logFile, func(e audit.Event) error {
-		if e.Key != "" && (e.Store == "" || e.Store == store) && !e.Failed() && e.Time.After(out[e.Key]) {
+		if e.Kind == audit.KindUse && e.Key != "" && (e.Store == "" || e.Store == store) && !e.Failed() && e.Time.After(out[e.Key]) {
 			out[e.Key] = e.Time
 		}
 		return nil

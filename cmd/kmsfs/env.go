@@ -13,8 +13,9 @@ import (
 const envPrefix = "KMSFS_"
 
 // noEnvFlags have no environment variable. "passphrase" would read
-// KMSFS_PASSPHRASE, which people would take for the passphrase itself.
-var noEnvFlags = []string{"help", "passphrase"}
+// KMSFS_PASSPHRASE, which people would take for the passphrase itself; "policy"
+// is a file to one command and a role to another.
+var noEnvFlags = []string{"help", "passphrase", "policy"}
 
 // envName is the environment variable of a flag: --known-stores is
 // KMSFS_KNOWN_STORES.

@@ -33,7 +33,7 @@ func openMonitor(p *mountPlan, log *slog.Logger) (*monitor, error) {
 	if p.Audit == "" {
 		return &monitor{}, nil
 	}
-	l, err := audit.Open(p.Audit, audit.Options{Required: p.AuditRequired, Mount: p.Mountpoint, Store: p.ID, Log: log})
+	l, err := audit.Open(p.Audit, audit.Options{Required: p.AuditRequired, Sync: p.AuditRequired, Mount: p.Mountpoint, Store: p.ID, Log: log})
 	if err != nil {
 		return nil, hint(fmt.Errorf("audit log: %w", err), "give an --audit file that can be written and that no other mount uses")
 	}
@@ -78,7 +78,7 @@ func (m *monitor) use(ctx context.Context, u envelope.Use) error {
 	}
 	e := audit.Event{Kind: audit.KindUse, Op: u.Op, File: u.File.String(), Class: u.Class, Key: u.Key,
 		Purpose: string(u.Purpose), Requests: u.Requests, Source: u.Source,
-		Cached: u.Source == envelope.SourceCache || u.Source == envelope.SourcePool || u.Source == envelope.SourceBranch,
+		Cached: u.Source != envelope.SourceCall && u.Source != envelope.SourceJoined && u.Source != "",
 		Caller: callerOf(ctx)}
 	if n := len(u.Requests); n > 0 {
 		e.Request = u.Requests[n-1]
@@ -141,6 +141,11 @@ func (m *monitor) failed(f fusefs.Failure) {
 		}
 	}
 	_ = m.write(e) // the operation has failed already
+}
+
+// classified is cryptfs.Config.Classified.
+func (m *monitor) classified(ctx context.Context, class string) {
+	_ = m.write(audit.Event{Kind: audit.KindPolicy, Op: "classify", Class: class, Result: audit.OK, Caller: callerOf(ctx)})
 }
 
 // callerOf is who asked; nil for what the mount does by itself.

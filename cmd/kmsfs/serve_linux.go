@@ -98,7 +98,7 @@ func openServed(ctx context.Context, p *mountPlan, mon *monitor, pass func() ([]
 	}
 	c := cryptfs.Config{ReadOnly: p.ReadOnly, WriteOnly: p.WriteOnly, Log: log}
 	if mon.log != nil {
-		c.Observe, c.Call = mon.use, mon.call
+		c.Observe, c.Call, c.Classified = mon.use, mon.call, mon.classified
 	}
 	return openVolume(ctx, p.facts(), services, c, p.KnownStores)
 }

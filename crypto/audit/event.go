@@ -54,7 +54,7 @@ type Event struct {
 	Purpose    string   `json:"purpose,omitempty"`    // data, names or store
 	Requests   []string `json:"requests,omitempty"`   // request ids of all attempts, in order
 	Request    string   `json:"request,omitempty"`    // of the attempt that decided
-	Source     string   `json:"source,omitempty"`     // call, shared-call, cache, pool or branch
+	Source     string   `json:"source,omitempty"`     // call, shared-call, cache, pool, branch or open-file
 	Cached     bool     `json:"cached,omitempty"`     // no call was made for this use
 	Background bool     `json:"background,omitempty"` // a call that nobody waits for
 	Result     string   `json:"result,omitempty"`     // OK, or the kind of failure

@@ -15,6 +15,7 @@ const (
 	SourceCache  = "cache"       // remembered: a key in the cache, or a failure of the last second
 	SourcePool   = "pool"        // made ahead of need
 	SourceBranch = "branch"      // made under a branch key that was at hand
+	SourceOpen   = "open-file"   // at work already: another opener has it. Not the Manager's; its callers say so
 )
 
 // Use tells of one Create or Open. It holds nothing secret.

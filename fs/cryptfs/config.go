@@ -26,6 +26,9 @@ type Config struct {
 	// multi-Region key; nil: only equal URIs are.
 	SameKey func(a, b string) bool
 
+	// Classified is told when a directory was given a class; it may be nil.
+	Classified func(ctx context.Context, class string)
+
 	// What follows goes to the key manager: see envelope.Options.
 	Pool       int // data keys ahead of need in each class; 0: its default, negative: none
 	Observe    func(ctx context.Context, u envelope.Use) error

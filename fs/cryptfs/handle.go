@@ -3,11 +3,14 @@ package cryptfs
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kmsfs/kmsfs/crypto/envelope"
 	"github.com/kmsfs/kmsfs/crypto/fault"
+	"github.com/kmsfs/kmsfs/crypto/keywrap"
 	"github.com/kmsfs/kmsfs/fs/backing"
 	"github.com/kmsfs/kmsfs/fs/chunkfile"
 )
@@ -103,6 +106,27 @@ func (v *Volume) join(n *Node, write bool) (f *openFile, gen uint64) {
 	return nil, n.gen
 }
 
+// observeJoin tells of a key that one more opener uses. A refusal gives the
+// handle back.
+func (v *Volume) observeJoin(ctx context.Context, f *openFile) error {
+	if v.conf.Observe == nil {
+		return nil
+	}
+	f.mu.Lock()
+	h := f.secrets.header
+	f.mu.Unlock()
+	if h == nil { // an empty file, which has no key
+		return nil
+	}
+	err := v.conf.Observe(ctx, envelope.Use{Op: "open", Class: f.class.name, Purpose: keywrap.PurposeData,
+		File: h.File, Branch: h.Branch, Key: h.Recipients[0].Wrapped.Key, Source: envelope.SourceOpen})
+	if err != nil {
+		_ = v.closeHandle(f)
+		return fmt.Errorf("file %s: use of its key: %w", h.File, err)
+	}
+	return nil
+}
+
 // openTries bounds how often an open looks again because somebody else changed
 // the file meanwhile.
 const openTries = 100
@@ -114,7 +138,7 @@ func (v *Volume) get(ctx context.Context, n *Node, m openMode) (*openFile, error
 	for range openTries {
 		f, gen := v.join(n, m.write || m.cut)
 		if f != nil {
-			return f, nil
+			return f, v.observeJoin(ctx, f)
 		}
 		if f, err = v.openStored(ctx, n, m, gen); !errors.Is(err, errChanged) {
 			return f, err

@@ -227,7 +227,11 @@ func (v *Volume) Classify(ctx context.Context, n *Node, className string) error 
 	if err := v.writePolicy(ctx, p, v.keySet()); err != nil {
 		return err
 	}
-	return v.reclassEmpty(ctx, n, cl, cipher)
+	err = v.reclassEmpty(ctx, n, cl, cipher)
+	if err == nil && v.conf.Classified != nil {
+		v.conf.Classified(ctx, className)
+	}
+	return err
 }
 
 func (v *Volume) isEmpty(n *Node) error {
