@@ -382,31 +382,47 @@ func TestRewrapRecipients(t *testing.T) {
 	r.wantFree(want)
 }
 
-// TestKeysAfterRotation: a rotation needs nothing; the inventory tells the
-// materials apart.
+// TestKeysAfterRotation: a rotation, on demand or by the calendar, needs nothing;
+// the inventory tells the materials apart.
 func TestKeysAfterRotation(t *testing.T) {
-	t.Parallel()
-	s := newKMSStore(t, envelope.Prefix, []string{"general"}, map[string]kmsClass{"general": {}})
-	r := &rewrapStore{kmsStore: s, from: s.arn["general"]}
-	m := s.mount()
-	m.Put("old", []byte("old"))
-	m.Unmount() // keys made ahead of need are of the old material
-	if _, err := admin(s.kms).RotateKeyOnDemand(context.Background(), &kms.RotateKeyOnDemandInput{KeyId: &r.from}); err != nil {
-		t.Fatal(err)
-	}
-	m.Again()
-	m.Put("new", []byte("new"))
-	for _, name := range []string{"old", "new"} {
-		if got, errno := readAll(m.Path(name)); errno != 0 || string(got) != name {
-			t.Errorf("%s: %q, %s", name, got, errnoName(errno))
-		}
-	}
-	m.Unmount()
-	if k := r.keys(r.from); len(k.Materials) != 2 || k.Sole.Files != 2 || k.Verdict.Deletable {
-		t.Errorf("keys: %+v", k)
-	}
-	if got := r.run(s.h); got.Todo != 0 {
-		t.Errorf("rewrap after a rotation: %+v", got)
+	ctx := context.Background()
+	for name, rotate := range map[string]func(s *kmsStore, key *string) error{
+		"on demand": func(s *kmsStore, key *string) error {
+			_, err := admin(s.kms).RotateKeyOnDemand(ctx, &kms.RotateKeyOnDemandInput{KeyId: key})
+			return err
+		},
+		"automatic": func(s *kmsStore, key *string) error {
+			if _, err := admin(s.kms).EnableKeyRotation(ctx, &kms.EnableKeyRotationInput{KeyId: key}); err != nil {
+				return err
+			}
+			return s.kms.Advance(400 * 24 * time.Hour)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newKMSStore(t, envelope.Prefix, []string{"general"}, map[string]kmsClass{"general": {}})
+			r := &rewrapStore{kmsStore: s, from: s.arn["general"]}
+			m := s.mount()
+			m.Put("old", []byte("old"))
+			m.Unmount() // keys made ahead of need are of the old material
+			if err := rotate(s, &r.from); err != nil {
+				t.Fatal(err)
+			}
+			m.Again()
+			m.Put("new", []byte("new"))
+			for _, name := range []string{"old", "new"} {
+				if got, errno := readAll(m.Path(name)); errno != 0 || string(got) != name {
+					t.Errorf("%s: %q, %s", name, got, errnoName(errno))
+				}
+			}
+			m.Unmount()
+			if k := r.keys(r.from); len(k.Materials) != 2 || k.Sole.Files != 2 || k.Verdict.Deletable {
+				t.Errorf("keys: %+v", k)
+			}
+			if got := r.run(s.h); got.Todo != 0 {
+				t.Errorf("rewrap after a rotation: %+v", got)
+			}
+		})
 	}
 }
 
