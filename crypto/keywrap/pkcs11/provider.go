@@ -50,9 +50,11 @@ type Provider struct {
 	calls   chan struct{} // one place for each session
 	running sync.WaitGroup
 
-	mu        sync.Mutex
-	closed    bool
-	tokens    map[string]*token         // by what of a URI selects a token
+	mu     sync.Mutex // taken before a token's
+	closed bool
+	tokens map[string]*token // by what of a URI selects a token
+
+	pinMu     sync.Mutex                // taken after a token's
 	rejected  map[string][hmacSize]byte // PINs that a token refused
 	rejectKey *keymem.Key               // of the HMACs in rejected
 }

@@ -289,6 +289,34 @@ func TestLogins(t *testing.T) {
 	}
 }
 
+// TestSlowLogin: calls that come while the first one logs in wait for it, and
+// for nothing that it needs.
+func TestSlowLogin(t *testing.T) {
+	p, m, _ := newFakeProvider(t)
+	pin := p.pin
+	p.pin = func() ([]byte, error) {
+		time.Sleep(20 * time.Millisecond)
+		return pin()
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			dk, err := p.GenerateDataKey(ctx, fakeKey, sample)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			dk.Plain.Wipe()
+		})
+	}
+	wg.Wait()
+	if m.logins != 1 {
+		t.Errorf("%d logins, want 1", m.logins)
+	}
+}
+
 // TestWrongPIN: a wrong PIN reaches the token once, so that it does not lock.
 func TestWrongPIN(t *testing.T) {
 	p, m, tok := newFakeProvider(t)

@@ -188,17 +188,17 @@ func (p *Provider) login(s session, info tokenInfo) error {
 	mac.Write(pin)
 	sum := [sha256.Size]byte(mac.Sum(nil))
 	id := info.Label + "\x00" + info.Serial
-	p.mu.Lock()
+	p.pinMu.Lock()
 	before, known := p.rejected[id]
-	p.mu.Unlock()
+	p.pinMu.Unlock()
 	if known && hmac.Equal(before[:], sum[:]) {
 		return fmt.Errorf("%w: the token refused this PIN before: %w", keywrap.ErrCredentials, rvPINIncorrect)
 	}
 	err = p.lib.Login(s, pin)
 	if is(err, rvPINIncorrect, rvPINInvalid, rvPINLenRange, rvPINLocked) {
-		p.mu.Lock()
+		p.pinMu.Lock()
 		p.rejected[id] = sum
-		p.mu.Unlock()
+		p.pinMu.Unlock()
 	}
 	return loginError(err)
 }
