@@ -3,6 +3,7 @@ package nameenc_test
 import (
 	"bytes"
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/kmsfs/kmsfs/crypto/nameenc"
@@ -67,6 +68,7 @@ func FuzzRoundTrip(f *testing.F) {
 		f.Add(name, []byte(name))
 	}
 	f.Add("", []byte{})
+	f.Add(strings.Repeat("t", nameenc.MaxTarget), []byte("longest"))
 	f.Add("a\x00b", []byte("/"))
 	c, other := newCipher(f, 1), newCipher(f, 2)
 	f.Fuzz(func(t *testing.T, s string, value []byte) {
@@ -82,7 +84,7 @@ func FuzzRoundTrip(f *testing.F) {
 			nameFails(t, other, dirA, enc, "other class")
 		}
 		if enc, err := c.EncryptTarget(s); err == nil {
-			if got, err := c.DecryptTarget(enc); err != nil || got != s || len(enc) > 4095 {
+			if got, err := c.DecryptTarget(enc); err != nil || got != s || len(enc) > nameenc.MaxStoredTarget {
 				t.Errorf("target %q comes back as %q, %v", s, got, err)
 			}
 		}

@@ -113,9 +113,13 @@ func (v *Volume) observeJoin(ctx context.Context, f *openFile) error {
 		return nil
 	}
 	f.mu.Lock()
-	h := f.secrets.header
+	keyed := f.secrets.header != nil
+	var h envelope.Header
+	if keyed {
+		h = *f.secrets.header // a rewrap may give it other recipients
+	}
 	f.mu.Unlock()
-	if h == nil { // an empty file, which has no key
+	if !keyed { // an empty file, which has no key
 		return nil
 	}
 	err := v.conf.Observe(ctx, envelope.Use{Op: "open", Class: f.class.name, Purpose: keywrap.PurposeData,
