@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/kmsfs/kmsfs/crypto/fault"
 	"github.com/kmsfs/kmsfs/crypto/keywrap"
 )
 
@@ -150,13 +151,18 @@ func (p *pool) miss(now time.Time) {
 	p.missed = now
 }
 
-// kill wipes the pool. Callers that wait still get what their calls bring.
-func (p *pool) kill() {
-	p.dead, p.target = true, 0
+// drain wipes the keys that nobody has.
+func (p *pool) drain() {
 	for _, e := range p.ready {
 		e.k.Wipe()
 	}
-	p.ready = nil
+	p.ready, p.target = nil, 0
+}
+
+// kill wipes the pool. Callers that wait still get what their calls bring.
+func (p *pool) kill() {
+	p.dead = true
+	p.drain()
 	if p.timer != nil {
 		p.timer.Stop()
 	}
@@ -218,6 +224,9 @@ func (m *Manager) endFill(p *pool, f *poolFill, k *FileKey, err error) {
 	now := m.opts.Now()
 	if err != nil {
 		p.retryAt = now.Add(poolRetry)
+		if fault.Of(err) != fault.KeyUnavailable {
+			p.drain() // the key was taken away: no more files under it, but for those who have one
+		}
 		if w := f.owner; w != nil {
 			w.err, w.from.requests = &CreateError{File: f.h.File, Err: err}, f.ids
 			p.leave(w)

@@ -223,16 +223,16 @@ func (v *Volume) openDisk(n *Node, write, header bool) (disk *backing.File, st b
 	if write {
 		flags = unix.O_RDWR
 	}
-	l, ok := n.where()
-	if !ok {
+	links := n.places()
+	if len(links) == 0 {
 		return v.openGhost(n, flags, header)
 	}
-	dir, err := v.use(l.parent)
-	if err != nil {
-		return nil, st, nil, err
+	for _, l := range links { // one of them may be where even its owner cannot look
+		if disk, err = v.openLink(l, flags); !errors.Is(err, unix.EACCES) {
+			break
+		}
 	}
-	defer dir.release()
-	if disk, err = v.openEntry(dir.Dir, l.entry, flags); err != nil {
+	if err != nil {
 		return nil, st, nil, err
 	}
 	st, err = disk.Stat()
@@ -249,6 +249,19 @@ func (v *Volume) openDisk(n *Node, write, header bool) (disk *backing.File, st b
 		return nil, st, nil, &FileError{Class: n.class.name, Ino: n.key.ino, Err: err}
 	}
 	return disk, st, block, nil
+}
+
+// openLink opens the store file at a place. The mount's users were let in by
+// the kernel, whose path to the file may be another one.
+func (v *Volume) openLink(l link, flags int) (*backing.File, error) {
+	dir, err := v.use(l.parent)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.release()
+	var disk *backing.File
+	err = lifted(dir.Dir, func() (err error) { disk, err = v.openEntry(dir.Dir, l.entry, flags); return err })
+	return disk, err
 }
 
 // readBlock reads a header. A file with names in directories that are not known

@@ -77,6 +77,13 @@ func (n *Node) where() (l link, ok bool) {
 	return n.links[0], true
 }
 
+// places returns all places where the node is known to be.
+func (n *Node) places() []link {
+	n.linksMu.Lock()
+	defer n.linksMu.Unlock()
+	return slices.Clone(n.links)
+}
+
 func (n *Node) openFile() *openFile {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -110,6 +110,12 @@ func (r *reclassifier) link(dst *treeDir, s stored, f *firstCopy) error {
 		return err
 	}
 	defer func() { _ = from.Close() }()
+	// The directory of the copy may be complete, with a mode that keeps out even
+	// its owner.
+	return r.v.let(from, func() error { return r.linkFrom(from, dst, s, f) })
+}
+
+func (r *reclassifier) linkFrom(from *backing.Dir, dst *treeDir, s stored, f *firstCopy) error {
 	want, err := from.Stat(f.entry)
 	if err != nil {
 		return err

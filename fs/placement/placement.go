@@ -3,6 +3,8 @@ package placement
 import (
 	"errors"
 	"os"
+	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -66,6 +68,8 @@ func Open(dir *backing.Dir, entry string, flags int) (*backing.File, error) {
 	if !errors.Is(err, unix.EACCES) {
 		return f, err
 	}
+	lifting.Lock() // a mode that somebody else has lifted must not be taken for the file's own
+	defer lifting.Unlock()
 	st, serr := dir.Stat(entry)
 	if serr != nil || int(st.Uid) != os.Geteuid() || st.Type() != unix.S_IFREG {
 		return nil, err
@@ -81,21 +85,40 @@ func Open(dir *backing.Dir, entry string, flags int) (*backing.File, error) {
 	return f, err
 }
 
-// Lifted calls f, and once more with the directory's owner let in if its mode
-// keeps out an owner who is not root. The mode is for the mount's users; the
-// store's own files in the directory have to be read and written all the same.
+// lifting is held while Open changes a file's mode and back. Nothing else is
+// locked with it held.
+var lifting sync.Mutex
+
+const (
+	liftTries = 10
+	liftPause = 2 * time.Millisecond
+)
+
+// Lifted calls f, and again with the directory's owner let in if its mode keeps
+// out an owner who is not root. The mode is for the mount's users; the store's
+// own files in the directory have to be read and written all the same. Whoever
+// lifts the same directory at the same time may put its mode back while f runs:
+// then f is called once more. So f may be called several times, and calls may
+// nest.
 func Lifted(d *backing.Dir, f func() error) error {
 	err := f()
-	if !errors.Is(err, unix.EACCES) {
-		return err
-	}
-	st, serr := d.Stat("")
-	if serr != nil || int(st.Uid) != os.Geteuid() || st.Mode&0o700 == 0o700 || d.ChmodSelf(st.Mode&0o7777|0o700) != nil {
-		return err
-	}
-	err = f()
-	if cerr := d.ChmodSelf(st.Mode & 0o7777); err == nil {
-		err = cerr
+	for n := 0; errors.Is(err, unix.EACCES) && n < liftTries; n++ {
+		st, serr := d.Stat("")
+		if serr != nil || int(st.Uid) != os.Geteuid() {
+			return err
+		}
+		if st.Mode&0o700 == 0o700 { // somebody has lifted it, or the directory is not the reason
+			time.Sleep(liftPause)
+			err = f()
+			continue
+		}
+		if d.ChmodSelf(st.Mode&0o7777|0o700) != nil {
+			return err
+		}
+		err = f()
+		if cerr := d.ChmodSelf(st.Mode & 0o7777); err == nil {
+			err = cerr
+		}
 	}
 	return err
 }

