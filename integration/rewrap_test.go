@@ -215,7 +215,7 @@ func TestRewrapKilled(t *testing.T) {
 	eachPlacement(t, func(t *testing.T, p envelope.Placement) {
 		want := map[string][]byte{}
 		r := newRewrapStore(t, p, "", rewrapTree(200, want))
-		r.faults(kmsserver.Faults{LatencyMS: 10})
+		r.faults(kmsserver.Faults{LatencyMS: 60})
 		kills := 0
 		for range 40 {
 			cmd := exec.Command(rig.Binary(t), "rewrap", r.dir)

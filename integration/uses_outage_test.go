@@ -122,7 +122,10 @@ func (o *outage) finish(tool outageTool, r rig.Result) {
 	if !strings.Contains(r.Stdout+r.Stderr, "onnection timed out") {
 		o.t.Errorf("%s in the outage does not say why:\n%s%s", tool.name, r.Stdout, r.Stderr)
 	}
-	time.Sleep(1100 * time.Millisecond) // a failure is remembered for a second
+	// A question that hangs is given up after two seconds, and then the next one
+	// finds the service back; a failure is remembered for a second.
+	o.h.Sh(`for i in $(seq 200); do (echo x > "$1"/probe) 2>/dev/null && break; sleep .1; done; rm "$1"/probe`, o.m.Dir)
+	time.Sleep(1100 * time.Millisecond)
 	if tool.again != "" {
 		o.h.Sh(tool.again, o.m.Dir, o.disk)
 	}
