@@ -33,7 +33,9 @@ func (d *Dir) Each(f func(Entry) bool) error {
 	buf := make([]byte, 32<<10)
 	for {
 		var n int
-		err := retry(func() (err error) { n, err = unix.Getdents(own.fd, buf); return err })
+		err := own.do(&Op{Call: "readdir"}, func() error {
+			return retry(func() (err error) { n, err = unix.Getdents(own.fd, buf); return err })
+		})
 		if err != nil {
 			return err
 		}

@@ -12,24 +12,35 @@ import (
 type Attrs struct {
 	path   string
 	follow bool // the path is itself a link of proc(5) to the open file
+	tap    Tap
+	fd     int
+	name   string // in fd; "": fd itself
 }
 
 // Attrs names the attributes of name in d itself, without following a symlink;
 // name "" is d. Valid while d is open.
 func (d *Dir) Attrs(name string) Attrs {
+	a := Attrs{path: d.proc + name, tap: d.tap, fd: d.fd, name: name}
 	if name == "" {
-		name = "."
+		a.path = d.proc + "."
 	}
-	return Attrs{path: d.proc + name}
+	return a
 }
 
 // Attrs names the attributes of the open file.
 func (f *File) Attrs() Attrs {
-	return Attrs{path: f.path(), follow: true}
+	return Attrs{path: f.path(), follow: true, tap: f.tap, fd: f.fd}
 }
 
 // Get returns the value of attribute name, or ENODATA.
 func (a Attrs) Get(name string) ([]byte, error) {
+	if a.tap == nil {
+		return a.get(name)
+	}
+	return tapped(a.tap, a.op("getxattr", name, nil, 0), func() ([]byte, error) { return a.get(name) })
+}
+
+func (a Attrs) get(name string) ([]byte, error) {
 	get := unix.Lgetxattr
 	if a.follow {
 		get = unix.Getxattr
@@ -49,6 +60,10 @@ func (a Attrs) Get(name string) ([]byte, error) {
 
 // Set sets an attribute; flags are setxattr(2)'s.
 func (a Attrs) Set(name string, value []byte, flags int) error {
+	return a.do(a.op("setxattr", name, value, flags), func() error { return a.set(name, value, flags) })
+}
+
+func (a Attrs) set(name string, value []byte, flags int) error {
 	if a.follow {
 		return unix.Setxattr(a.path, name, value, flags)
 	}
@@ -57,6 +72,10 @@ func (a Attrs) Set(name string, value []byte, flags int) error {
 
 // Remove removes an attribute, or ENODATA.
 func (a Attrs) Remove(name string) error {
+	return a.do(a.op("removexattr", name, nil, 0), func() error { return a.remove(name) })
+}
+
+func (a Attrs) remove(name string) error {
 	if a.follow {
 		return unix.Removexattr(a.path, name)
 	}
@@ -65,6 +84,13 @@ func (a Attrs) Remove(name string) error {
 
 // List returns the names of all attributes.
 func (a Attrs) List() ([]string, error) {
+	if a.tap == nil {
+		return a.list()
+	}
+	return tapped(a.tap, a.op("listxattr", "", nil, 0), a.list)
+}
+
+func (a Attrs) list() ([]string, error) {
 	list := unix.Llistxattr
 	if a.follow {
 		list = unix.Listxattr
@@ -79,4 +105,18 @@ func (a Attrs) List() ([]string, error) {
 		return nil, err
 	}
 	return strings.Split(strings.TrimSuffix(string(buf[:n]), "\x00"), "\x00"), nil
+}
+
+func (a Attrs) op(call, attr string, value []byte, flags int) *Op {
+	if a.tap == nil {
+		return nil
+	}
+	return &Op{Call: call, Fd: a.fd, Name: a.name, Attr: attr, Data: value, Flags: uint32(flags)}
+}
+
+func (a Attrs) do(op *Op, f func() error) error {
+	if a.tap == nil {
+		return f()
+	}
+	return a.tap.Do(op, f)
 }
