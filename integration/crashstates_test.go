@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"testing"
 
 	"github.com/kmsfs/kmsfs/crypto/envelope"
@@ -56,14 +57,15 @@ func TestCrashWhileAppending(t *testing.T) {
 
 // F-30 F-31 F-35
 func TestFilesThatARepairMustNotCut(t *testing.T) {
+	segment := func(s *formatStore) string { return s.dir + "/.kmsfs/journal/1" }
 	for name, tt := range map[string]func(s *formatStore, b []byte) []byte{
 		"less than the fsync promised": func(_ *formatStore, b []byte) []byte { return b[:1024+2*formatSlot] },
-		"entry forged": func(s *formatStore, b []byte) []byte {
-			editFile(s.t, s.dir+"/.kmsfs/writing", func(l []byte) []byte { l[47] = 1; return l })
+		"epoch forged": func(s *formatStore, b []byte) []byte {
+			editFile(s.t, segment(s), func(l []byte) []byte { l[15] ^= 1; return l })
 			return b[:1024+2*formatSlot]
 		},
-		"not in the list": func(s *formatStore, b []byte) []byte {
-			editFile(s.t, s.dir+"/.kmsfs/writing", func([]byte) []byte { return nil })
+		"no epoch": func(s *formatStore, b []byte) []byte {
+			editFile(s.t, segment(s), func([]byte) []byte { return nil })
 			return b[:1024+2*formatSlot]
 		},
 	} {
@@ -98,39 +100,36 @@ func TestCrashWhileReplacing(t *testing.T) {
 	s := newFormatStore(t, envelope.Prefix)
 	old, changed := noise(3*formatChunk, 1), noise(formatChunk, 2)
 	_, h := s.put(s.v.Root(), "file", old)
-	before, err := os.ReadFile(s.body())
-	if err != nil {
+	if err := h.Fsync(false); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := h.WriteAt(changed, formatChunk, false); err != nil {
 		t.Fatal(err)
 	}
-	if err := h.Flush(); err != nil {
+	if err := h.Flush(); err != nil { // the record is the last of the journal, the bytes in place are the old ones
 		t.Fatal(err)
 	}
 	after := append(bytes.Clone(old[:formatChunk]), changed...)
 	after = append(after, old[2*formatChunk:]...)
 	live, v := s.dir, s.v
 	for name, tt := range map[string]struct {
-		halves bool // the slot has half of the replacement
-		redo   func(b []byte) []byte
-		want   []byte
+		torn    bool // the slot has half of something else
+		journal func(b []byte) []byte
+		want    []byte
 	}{
-		"half replaced":          {true, func(b []byte) []byte { return b }, after},
-		"all replaced":           {false, func(b []byte) []byte { return append(b, "of a longer record"...) }, after},
-		"record torn, not begun": {false, func(b []byte) []byte { return b[:len(b)/2] }, old},
-		"MAC wrong, not begun":   {false, func(b []byte) []byte { b[100] ^= 1; return b }, old},
+		"half replaced":      {true, func(b []byte) []byte { return b }, after},
+		"not begun":          {false, func(b []byte) []byte { return b }, after},
+		"garbage behind it":  {true, func(b []byte) []byte { return append(b, "of a longer record"...) }, after},
+		"record torn":        {false, func(b []byte) []byte { return b[:len(b)-2000] }, old},
+		"record not genuine": {false, func(b []byte) []byte { b[len(b)-100] ^= 1; return b }, old},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s.t, s.dir = t, live
 			s.crash()
-			editFile(t, s.dir+"/.kmsfs/redo.0", tt.redo)
+			editFile(t, s.dir+"/.kmsfs/journal/1", tt.journal)
 			editFile(t, s.body(), func(b []byte) []byte {
-				if bytes.Equal(tt.want, old) {
-					return before
-				}
-				if tt.halves {
-					copy(b[1024+formatSlot+100:], before[1024+formatSlot+100:])
+				if tt.torn {
+					copy(b[1024+formatSlot+100:], noise(1000, 9))
 				}
 				return b
 			})
@@ -144,5 +143,27 @@ func TestCrashWhileReplacing(t *testing.T) {
 	h.Release()
 	if err := v.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// F-65
+func TestCrashBeforeAnythingWasWhole(t *testing.T) {
+	s := newFormatStore(t, envelope.Prefix)
+	_, h := s.put(s.v.Root(), "file", noise(formatChunk, 1))
+	s.crash()
+	h.Release()
+	torn := noise(300, 2) // less than a header
+	editFile(t, s.body(), func([]byte) []byte { return torn })
+	s.close()
+	s.open()
+	if got, err := s.read("file"); err != nil || len(got) != 0 {
+		t.Errorf("%d bytes, %v, want an empty file", len(got), err)
+	}
+	kept, err := filepath.Glob(s.dir + "/.kmsfs/quarantine/*")
+	if err != nil || len(kept) == 0 {
+		t.Fatalf("quarantine: %q, %v", kept, err)
+	}
+	if b, err := os.ReadFile(kept[0]); err != nil || !bytes.Equal(b, torn) {
+		t.Errorf("in the quarantine: %d bytes, %v", len(b), err)
 	}
 }

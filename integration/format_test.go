@@ -331,8 +331,8 @@ func (d *readerDir) wantAttr(t *testing.T, entry, attr, want string) {
 	t.Errorf("no attribute %s among %q", attr, list[:n])
 }
 
-// F-30 F-32
-func TestFormatOfTheWritingList(t *testing.T) {
+// F-32 F-57 F-58
+func TestFormatOfTheJournal(t *testing.T) {
 	s := newFormatStore(t, envelope.Prefix)
 	_, h := s.put(s.v.Root(), "file", noise(3*formatChunk, 1))
 	if err := h.Fsync(false); err != nil {
@@ -346,34 +346,42 @@ func TestFormatOfTheWritingList(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	list, err := os.ReadFile(s.dir + "/.kmsfs/writing")
-	if err != nil || len(list) != 128 {
-		t.Fatalf("writing list of %d bytes, %v", len(list), err)
+	b, err := os.ReadFile(s.dir + "/.kmsfs/journal/1")
+	if err != nil || len(b) < 4096 {
+		t.Fatalf("segment of %d bytes, %v", len(b), err)
 	}
-	id := list[16:32]
-	want := slicesOf([]byte("kmsfswrl"), u32(1), u32(0), id, list[32:40], u64(3*formatChunk), make([]byte, 48))
-	if !bytes.Equal(list, append(want, hmacOf(r.listKey, want)...)) {
-		t.Errorf("slot:\n got %x\nwant %x and its MAC", list, want)
+	head := b[:56]
+	if !bytes.HasPrefix(head, slicesOf([]byte("kmsfsjnl"), u32(1), u32(1), u32(1), u32(0))) {
+		t.Errorf("header %x", head)
 	}
-	redo, err := os.ReadFile(s.dir + "/.kmsfs/redo.0")
-	if err != nil || len(redo) < 72 {
-		t.Fatalf("redo record of %d bytes, %v", len(redo), err)
+	mac := hmacOf(r.journalKey, slicesOf([]byte{0}, head))
+	if !bytes.Equal(b[56:88], mac) || len(bytes.Trim(b[88:4096], "\x00")) != 0 {
+		t.Errorf("header's MAC %x, want %x, and zeros", b[56:88], mac)
 	}
-	redo = redo[:72+int(binary.BigEndian.Uint64(redo[32:]))]
-	mac := bytes.Clone(redo[40:72])
-	clear(redo[40:72])
-	op := slicesOf([]byte{1}, u64(1024+formatChunk+32), u64(formatChunk+32))
-	if !bytes.Equal(mac, hmacOf(r.listKey, redo)) || !bytes.Equal(redo[:40], slicesOf([]byte("kmsfsrdo"), u32(1), u32(1), id, u64(len(redo)-72))) ||
-		!bytes.Equal(redo[72:72+17], op) || len(redo) != 72+17+formatChunk+32 {
-		t.Errorf("redo record %x", redo[:72+17])
+	raw, err := os.ReadFile(s.body())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var kinds []byte
+	for rec := b[4096:]; len(rec) >= 40 && rec[0] != 0; {
+		n := 40 + int(binary.BigEndian.Uint32(rec[4:]))
+		mac = hmacOf(r.journalKey, slicesOf([]byte{1}, mac, rec[:8], rec[40:n]))
+		if !bytes.Equal(rec[8:40], mac) {
+			t.Fatalf("record %d: MAC", len(kinds))
+		}
+		kinds = append(kinds, rec[0])
+		if rec[0] == 1 {
+			op := slicesOf([]byte{1}, u64(1024+formatChunk+32), u64(formatChunk+32))
+			if body := rec[40:n]; !bytes.Equal(body[:24], slicesOf(raw[32:48], raw[48:56])) || !bytes.Equal(body[56:73], op) || len(body) != 73+formatChunk+32 {
+				t.Errorf("record of %d bytes: %x", len(body), body[:73])
+			}
+		}
+		rec = rec[n:]
+	}
+	if !bytes.Equal(kinds, []byte{3, 1}) { // the promise of the fsync, then the change
+		t.Errorf("records of kinds %v", kinds)
 	}
 	h.Release()
-	if list, err = os.ReadFile(s.dir + "/.kmsfs/writing"); err != nil || len(bytes.Trim(list, "\x00")) > 0 {
-		t.Errorf("after the release: %x, %v", list, err)
-	}
-	if _, err := os.Stat(s.dir + "/.kmsfs/redo.0"); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the redo record is left: %v", err)
-	}
 }
 
 func slicesOf(parts ...[]byte) []byte { return bytes.Join(parts, nil) }

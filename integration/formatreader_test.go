@@ -141,16 +141,22 @@ type readerHeader struct {
 }
 
 func readHeader(b []byte) (*readerHeader, error) {
-	if len(b) < 512 || string(b[:8]) != "kmsfs\x00\x00\x01" || int(binary.BigEndian.Uint32(b[12:])) != len(b) {
+	if len(b) < 512 || string(b[:7]) != "kmsfs\x00\x00" || b[7] != 1 && b[7] != 3 || int(binary.BigEndian.Uint32(b[12:])) != len(b) {
 		return nil, fmt.Errorf("header of %d bytes", len(b))
 	}
 	h := &readerHeader{suite: b[8], log2: b[9], flags: binary.BigEndian.Uint16(b[10:]),
-		store: b[16:32], id: b[32:48], commitment: b[48:80], authenticated: b[:48]}
-	end := 84 + int(binary.BigEndian.Uint16(b[82:]))
-	if b[80] < 1 || b[80] > 8 || b[81] != 0 || len(bytes.Trim(b[end:], "\x00")) > 0 {
+		store: b[16:32], id: b[32:48]}
+	at := 48
+	if b[7] == 3 { // with a birth
+		at = 56
+	}
+	h.authenticated, h.commitment = b[:at], b[at:at+32]
+	counts := b[at+32:]
+	end := at + 36 + int(binary.BigEndian.Uint16(counts[2:]))
+	if counts[0] < 1 || counts[0] > 8 || counts[1] != 0 || len(bytes.Trim(b[end:], "\x00")) > 0 {
 		return nil, errors.New("header: recipients")
 	}
-	r := b[84:end]
+	r := b[at+36 : end]
 	field := func(lengthBytes int) []byte {
 		n := int(r[0])
 		if lengthBytes == 2 {
@@ -267,12 +273,12 @@ func openSIV(key, sealed, ad []byte) ([]byte, error) {
 
 // readerStore is a store, opened by its page.
 type readerStore struct {
-	dir       string
-	keys      readerKeyring
-	body      readerBody
-	recordKey []byte
-	listKey   []byte
-	names     map[string][]byte // class -> PRK of its name key
+	dir        string
+	keys       readerKeyring
+	body       readerBody
+	recordKey  []byte
+	journalKey []byte
+	names      map[string][]byte // class -> PRK of its name key
 }
 
 type readerBody struct {
@@ -327,7 +333,7 @@ func (s *readerStore) openClass(class string, storeBlock, nameBlock []byte, line
 	if id := hex.EncodeToString(h.id); h.class != class || id != s.body.ID || h.log2 != 0 {
 		return fmt.Errorf("store key of class %s, id %s", h.class, id)
 	}
-	s.recordKey, s.listKey = hkdfExpand(prk, "kmsfs v1 store record", 32), hkdfExpand(prk, "kmsfs v1 writing list", 32)
+	s.recordKey, s.journalKey = hkdfExpand(prk, "kmsfs v1 store record", 32), hkdfExpand(prk, "kmsfs v1 journal", 32)
 	mac := hmacOf(s.recordKey, []byte(lines[0]+lines[1]))
 	if lines[2] != "mac "+hex.EncodeToString(mac)+"\n" {
 		return errors.New("store record: MAC")

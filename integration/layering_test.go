@@ -67,6 +67,12 @@ var layers = map[string]layer{
 	// The policy is written in YAML, and parsing it belongs to its rules.
 	"fs/classify": imports("crypto/fault").and("go.yaml.in/yaml/v3"),
 	"fs/backing":  imports("crypto/fault").and(sysUnix),
+	// Redo records and their epochs in two files; it does not know what the
+	// operations mean.
+	"fs/journal": imports("crypto/fault", "crypto/keymem", "fs/backing").and(sysUnix),
+	// Who may write a store that several machines have, apart from cryptfs because
+	// it knows nothing of files, and rewrap takes part in it.
+	"fs/lease": imports("crypto/fault", "crypto/keymem", "fs/backing").and(sysUnix),
 	// The byte formats of what a store keeps beside its files, apart from
 	// cryptfs so that they can be fuzzed without a disk. They name values of
 	// dare (suite), envelope (ids, placement) and classify (policy).
@@ -76,19 +82,25 @@ var layers = map[string]layer{
 	"fs/placement": imports("crypto/envelope", "crypto/fault", "fs/backing").and(sysUnix),
 	// Who depends on which key, and other recipients for them, by looking at the
 	// ciphertext tree; envelope.Manager comes in through an interface.
-	"fs/rewrap": imports("crypto/dare", "crypto/envelope", "crypto/fault", "crypto/keywrap", "fs/backing", "fs/placement", "fs/record").
+	"fs/rewrap": imports("crypto/dare", "crypto/envelope", "crypto/fault", "crypto/keywrap", "fs/backing", "fs/journal", "fs/lease", "fs/placement", "fs/record").
 		and(sysUnix, "golang.org/x/sync/errgroup"),
 	// One open file over sealed chunks, apart from cryptfs for its size: it
 	// knows chunks and redo records, not names, classes or key services.
-	"fs/chunkfile": imports("crypto/dare", "crypto/fault", "fs/record").and(sysUnix),
+	"fs/chunkfile": imports("crypto/dare", "crypto/fault", "fs/journal").and(sysUnix),
 	// keywrap for the Provider that is passed in, and for purposes; errgroup
 	// bounds what fsck reads at once.
-	"fs/cryptfs": imports("fs/classify", "fs/backing", "fs/record", "fs/placement", "fs/rewrap", "fs/chunkfile", "crypto/dare", "crypto/nameenc",
+	"fs/cryptfs": imports("fs/classify", "fs/backing", "fs/journal", "fs/lease", "fs/record", "fs/placement", "fs/rewrap", "fs/chunkfile", "crypto/dare", "crypto/nameenc",
 		"crypto/envelope", "crypto/keywrap", "crypto/keymem", "crypto/fault").
 		and(sysUnix, "golang.org/x/sync/errgroup"),
 	// keywrap for what a failed call says of key and request, for the log;
 	// unsafe for the size of a struct of the kernel's.
 	"fs/fusefs": imports("fs/cryptfs", "crypto/keywrap", "crypto/fault").and(goFuse, sysUnix, "unsafe"),
+
+	// What can be read of a damaged store; apart from cryptfs, whose every step
+	// relies on records being whole.
+	"fs/salvage": imports("fs/classify", "fs/backing", "fs/journal", "fs/record", "fs/placement", "fs/chunkfile", "crypto/dare", "crypto/nameenc",
+		"crypto/envelope", "crypto/keywrap", "crypto/keymem", "crypto/fault").
+		and(sysUnix, "golang.org/x/sync/errgroup"),
 
 	// Prometheus metrics of one mount. It reads cryptfs.Status and takes what cmd
 	// hands it of the key services' limits and the audit log.
@@ -97,7 +109,7 @@ var layers = map[string]layer{
 
 	// Checks of the machine and of a store that take no key: it reads the record
 	// itself, and the services are passed in.
-	"fs/doctor": imports("crypto/envelope", "crypto/fault", "crypto/keymem", "crypto/keywrap", "fs/backing", "fs/record").and(sysUnix),
+	"fs/doctor": imports("crypto/envelope", "crypto/fault", "crypto/keymem", "crypto/keywrap", "fs/backing", "fs/journal", "fs/record").and(sysUnix),
 
 	// A page made of plain data; crypto/audit for the lines that it counts.
 	"fs/report": imports("crypto/audit"),
@@ -105,7 +117,7 @@ var layers = map[string]layer{
 	"cmd/kmsfs": imports("crypto/audit", "crypto/dare", "crypto/envelope", "crypto/fault", "crypto/keymem",
 		"crypto/keywrap", "crypto/keywrap/awskms", "crypto/keywrap/keypolicy",
 		"crypto/keywrap/keyring", "crypto/keywrap/limit", "fs/classify", "fs/cryptfs", "fs/doctor",
-		"fs/fusefs", "fs/metrics", "fs/record", "fs/report", "fs/rewrap").
+		"fs/fusefs", "fs/metrics", "fs/record", "fs/report", "fs/rewrap", "fs/salvage").
 		and(cobra, "github.com/spf13/pflag", "github.com/schollz/progressbar/v3", "golang.org/x/term", sysUnix),
 
 	// Test tools. None of them imports the program, so that a bug there cannot
@@ -113,7 +125,9 @@ var layers = map[string]layer{
 	"integration":                imports(),
 	"integration/hsm":            imports(),
 	"integration/model":          imports(),
+	"integration/powercut":       imports(),
 	"integration/rig":            imports().and(sysUnix),
+	"integration/soak":           imports(),
 	"integration/kmsd":           imports("integration/kmsd/kmsserver").and(cobra),
 	"integration/kmsd/kmsserver": imports("integration/kmsd/iampolicy", "integration/kmsd/sigv4"),
 	"integration/kmsd/iampolicy": imports(),

@@ -189,11 +189,12 @@ func TestThreatManyRecipients(t *testing.T) {
 	eachPlacement(t, func(t *testing.T, p envelope.Placement) {
 		s := newVictim(t, p, "a")
 		h := s.header("a")
-		one := bytes.Clone(h[84 : 84+binary.BigEndian.Uint16(h[82:])])
+		const counts, first = 88, 92 // of version 3
+		one := bytes.Clone(h[first : first+binary.BigEndian.Uint16(h[counts+2:])])
 		grow := func(count int) {
-			copy(h[84+(count-1)*len(one):], one)
-			h[80] = byte(count)
-			binary.BigEndian.PutUint16(h[82:], uint16(count*len(one)))
+			copy(h[first+(count-1)*len(one):], one)
+			h[counts] = byte(count)
+			binary.BigEndian.PutUint16(h[counts+2:], uint16(count*len(one)))
 			s.setHeader("a", h)
 		}
 		for count := 2; count <= envelope.MaxRecipients; count++ {
@@ -205,7 +206,7 @@ func TestThreatManyRecipients(t *testing.T) {
 		}
 		grow(envelope.MaxRecipients + 1)
 		wantDamage(t, v, "a", "one recipient too many")
-		h[80] = 200
+		h[counts] = 200
 		s.setHeader("a", h)
 		wantDamage(t, v, "a", "200 recipients")
 	})

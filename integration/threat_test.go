@@ -129,7 +129,7 @@ func headerAttacks() []attack {
 		attack{name: "another file's header", want: unix.EIO, kind: "integrity", do: func(s *victimStore, v, w string) { s.setHeader(v, s.header(w)) }},
 		attack{name: "another file's wrapped key", want: unix.EIO, kind: "integrity", do: func(s *victimStore, v, w string) {
 			h := s.header(v)
-			copy(h[80:], s.header(w)[80:])
+			copy(h[88:], s.header(w)[88:])
 			s.setHeader(v, h)
 		}},
 		attack{name: "another file's commitment and wrapped key", want: unix.EIO, kind: "integrity", do: func(s *victimStore, v, w string) {
@@ -262,7 +262,7 @@ func wantDamage(t *testing.T, v *cryptfs.Volume, name, what string) {
 func flipFixed(t *testing.T, s *victimStore, v *cryptfs.Volume) {
 	header := s.header("small")
 	defer s.setHeader("small", header)
-	for at := range 80 {
+	for at := range 88 {
 		for bit := range 8 {
 			h := bytes.Clone(header)
 			h[at] ^= 1 << bit
@@ -289,7 +289,7 @@ func flipRest(t *testing.T, s *victimStore, v *cryptfs.Volume) {
 	w := parsed.Recipients[0].Wrapped
 	end := bytes.Index(header, w.Blob) + len(w.Blob) + 1 + len(w.Material)
 	material := end - len(w.Material)
-	for at := 80; at < headerSize; at++ {
+	for at := 88; at < headerSize; at++ {
 		h := bytes.Clone(header)
 		h[at] ^= 1 << (at % 7)
 		s.setHeader("small", h)

@@ -2,7 +2,6 @@ package integration
 
 import (
 	"bytes"
-	"encoding/binary"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -12,73 +11,72 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kmsfs/kmsfs/crypto/envelope"
-	"github.com/kmsfs/kmsfs/fs/record"
 )
 
-func (s *victimStore) writingPath() string { return filepath.Join(s.dir, ".kmsfs/writing") }
-
-// captureEntry appends to a file through a mount and returns the writing list
-// as it is meanwhile: a genuine entry for the file, of a time at which no fsync
-// had promised anything. The file is as before then.
-func (s *victimStore) captureEntry(name string) []byte {
-	s.t.Helper()
-	before := s.plain[name]
-	m := s.h.Mount(s.dir)
-	f, err := os.OpenFile(m.Path(name), os.O_WRONLY|os.O_APPEND, 0)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	if _, err := f.Write([]byte("more")); err != nil {
-		s.t.Fatal(err)
-	}
-	if _, err := f.Write(make([]byte, 2*threatChunk)); err != nil {
-		s.t.Fatal(err)
-	}
-	list := s.read(s.writingPath())
-	if len(bytes.Trim(list, "\x00")) == 0 {
-		s.t.Fatal("a file that is being written is not in the list")
-	}
-	if err := f.Close(); err != nil {
-		s.t.Fatal(err)
-	}
-	if err := os.Truncate(m.Path(name), int64(len(before))); err != nil {
-		s.t.Fatal(err)
-	}
-	m.Unmount()
-	return list
+func (s *victimStore) segment(i int) string {
+	return filepath.Join(s.dir, ".kmsfs/journal", string(rune('0'+i)))
 }
 
-// TestThreatWritingList cuts a file and forges its entry in the writing list, by
-// which the next mount would seal the cut as the file's end.
-func TestThreatWritingList(t *testing.T) {
+// journal returns the journal's files; setJournal puts others in their place.
+func (s *victimStore) journal() (out [2][]byte) {
+	for i := range out {
+		out[i] = s.read(s.segment(i))
+	}
+	return out
+}
+
+func (s *victimStore) setJournal(files [2][]byte) {
+	for i, b := range files {
+		s.write(s.segment(i), b)
+	}
+}
+
+// capture writes a file anew through a mount, without an fsync, and returns the
+// journal as it is meanwhile: genuine, of an epoch in which the file was born
+// and nothing was promised.
+func (s *victimStore) capture(name string) [2][]byte {
+	s.t.Helper()
+	m := s.h.Mount(s.dir)
+	if err := os.WriteFile(m.Path(name), s.plain[name], 0o644); err != nil {
+		s.t.Fatal(err)
+	}
+	j := s.journal()
+	m.Unmount()
+	return j
+}
+
+// TestThreatJournal cuts a file and forges or replays the journal, by which the
+// next mount would seal the cut as the file's end.
+func TestThreatJournal(t *testing.T) { // F-31 F-33
 	eachPlacement(t, func(t *testing.T, p envelope.Placement) {
 		s := newVictim(t, p, "v", "w")
-		genuine := s.captureEntry("w")[:record.WritingLen]
-		id := s.header("v")[32:48]
-		ino := inode(t, s.path("v"))
+		genuine := s.capture("w")
+		clean := s.journal()
+		id, other := s.header("v")[32:48], s.header("w")[32:48]
 		whole := s.body("v")
-		forge := func(slot int, mac []byte) []byte {
-			e := record.Writing{Slot: slot, File: [16]byte(id), Ino: ino}
-			copy(e.MAC[:], mac)
-			return e.Encode()
+		change := func(f func(b []byte) []byte) (out [2][]byte) {
+			for i, b := range genuine {
+				out[i] = f(bytes.Clone(b))
+			}
+			return out
 		}
-		other := bytes.Clone(genuine)
-		copy(other[16:32], id)
-		binary.BigEndian.PutUint64(other[32:], ino)
-		second := append(make([]byte, record.WritingLen), genuine...)
-		torn := bytes.Clone(forge(0, nil))
-		torn[3] ^= 0xff
-		for what, list := range map[string][]byte{
-			"an entry without a MAC":          forge(0, nil),
-			"an entry with another's MAC":     forge(0, genuine[96:]),
-			"another's entry with this id":    other,
-			"another's entry, as it is":       genuine,
-			"another's entry in another slot": second,
-			"no entry at all":                 torn,
-			"a list of odd length":            append(forge(0, genuine[96:]), 1, 2, 3),
+		epoch := s.header("v")[48:52] // in which the file was born
+		for what, j := range map[string][2][]byte{
+			"the journal of another file's birth": genuine,
+			"another's records with this id":      change(func(b []byte) []byte { return bytes.ReplaceAll(b, other, id) }),
+			"a header with this file's epoch": change(func(b []byte) []byte {
+				if len(b) >= 16 {
+					copy(b[12:], epoch)
+					copy(b[16:], epoch)
+				}
+				return b
+			}),
+			"segments exchanged": {genuine[1], genuine[0]},
+			"no journal at all":  {nil, nil},
+			"noise":              {noise(10_000, 1), noise(10_000, 2)},
 		} {
 			s.setBody("v", whole[:s.base()+3*threatSlot])
-			s.write(s.writingPath(), list)
+			s.setJournal(j)
 			m := s.h.Mount(s.dir)
 			if got, errno := readAll(m.Path("v")); errno != unix.EIO {
 				t.Errorf("%s: the cut file gives %d bytes, %s, want EIO", what, len(got), errnoName(errno))
@@ -95,7 +93,7 @@ func TestThreatWritingList(t *testing.T) {
 			}
 		}
 		s.setBody("v", whole)
-		s.write(s.writingPath(), nil)
+		s.setJournal(clean)
 		s.fsck(0)
 	})
 }
@@ -108,7 +106,7 @@ func TestNotDetected(t *testing.T) {
 	eachPlacement(t, func(t *testing.T, p envelope.Placement) {
 		files := []string{"older", "emptied", "deleted", "swap1", "swap2", "sub/swap3", "one/a", "two/a", "sparse", "material", "replayed"}
 		s := newVictim(t, p, files...)
-		list := s.captureEntry("replayed")
+		journal := s.capture("replayed")
 		oldHeader, oldChunks := s.take("older")
 		m := s.h.Mount(s.dir)
 		s.h.Sh(`printf 'a newer version' > "$1"/older
@@ -140,7 +138,7 @@ func TestNotDetected(t *testing.T) {
 		s.setBody("sparse", b)
 		s.changeMaterial("material")
 		s.setBody("replayed", s.body("replayed")[:s.base()+3*threatSlot])
-		s.write(s.writingPath(), list)
+		s.setJournal(journal)
 
 		m = s.h.Mount(s.dir)
 		for name, data := range want {
@@ -225,7 +223,7 @@ func TestNoPlaintextInStore(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer func() { _ = f.Close() }()
-		for i := range 50 { // in place: redo records
+		for i := range 50 { // in place: records of the journal
 			if _, err := f.WriteAt([]byte("CONTENTS-are-secret CONTENTS-are-secret"), int64(i)*5000); err != nil {
 				t.Fatal(err)
 			}

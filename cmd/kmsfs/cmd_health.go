@@ -31,7 +31,8 @@ One line, and an exit code for backup hooks and monitors:
   0  every class works, and nothing failed of late
   1  every class works now, but keys failed within --since: what ran meanwhile
      may have left out files
-  4  something in the store failed authentication within --since
+  4  something in the store failed authentication since it was mounted, or the
+     mount takes no changes any more
   5  a class cannot use its keys now
   6  the mount does not answer`,
 		Example: `  kmsfs health /mnt/plain && borg create ::{now} /mnt/plain && kmsfs health --since 1h /mnt/plain
@@ -130,25 +131,37 @@ func healthVerdict(h *cryptfs.Health) (code int, text, hint string) {
 		}
 		return exitKeys, strings.Join(bad, "; "), hint
 	}
-	damage, keys := 0, 0
+	switch text := conditionText(h.Condition); h.Condition.State {
+	case cryptfs.StateHalted:
+		return exitDamage, text, "unmount, see to the reason, and mount again"
+	case cryptfs.StateDamaged:
+		return exitDamage, text, "run kmsfs fsck on the store, and compare with a backup; kmsfs status names the inodes"
+	}
+	keys := 0
 	var last cryptfs.Failure
 	for _, f := range h.Failures {
-		if f.Damage {
-			damage++
-			last = f
-		} else {
+		if !f.Damage {
 			keys++
-			if damage == 0 {
-				last = f
-			}
+			last = f
 		}
 	}
-	when := func() string { return last.Time.Format(time.RFC3339) + ": " + oneLine(last.Error) }
-	switch {
-	case damage > 0:
-		return exitDamage, fmt.Sprintf("%d failures of authentication, the last %s", damage, when()), "run kmsfs fsck on the store, and compare with a backup"
-	case keys > 0:
-		return exitFailure, fmt.Sprintf("works now, but keys failed %d times, the last %s", keys, when()), "what ran meanwhile may have left out files: run it again"
+	if keys > 0 {
+		return exitFailure, fmt.Sprintf("works now, but keys failed %d times, the last %s: %s", keys, last.Time.Format(time.RFC3339), oneLine(last.Error)),
+			"what ran meanwhile may have left out files: run it again"
 	}
 	return exitOK, fmt.Sprintf("healthy, %d classes", len(h.Classes)), ""
+}
+
+// conditionText says in one line what is wrong with a mount's store; "" if
+// nothing is.
+func conditionText(c cryptfs.Condition) string {
+	var out []string
+	if h := c.Halt; h != nil {
+		out = append(out, fmt.Sprintf("no changes are taken since %s: %s", h.Time.Format(time.RFC3339), oneLine(h.Error)))
+	}
+	if d := c.Damage; d.Count > 0 && d.First != nil && d.Last != nil && len(d.Recent) > 0 {
+		out = append(out, fmt.Sprintf("%d failures of authentication since %s, the last %s: %s",
+			d.Count, d.First.Format(time.RFC3339), d.Last.Format(time.RFC3339), oneLine(d.Recent[len(d.Recent)-1].Error)))
+	}
+	return strings.Join(out, "; ")
 }

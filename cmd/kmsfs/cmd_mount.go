@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 )
@@ -52,6 +53,7 @@ refused; see kmsfs known-stores accept.`,
 	f.StringVar(&o.audit, "audit", "", "log every use of a key and every integrity failure to `FILE`, hash-chained (kmsfs audit verify)")
 	f.BoolVar(&o.auditRequired, "audit-required", false, "use no key that cannot be logged")
 	f.StringVar(&o.metrics, "metrics", "", "serve Prometheus metrics at `HOST:PORT`, such as 127.0.0.1:9099")
+	f.StringVar(&o.leaseInterval, "lease-interval", "", "how often to tell other machines at a shared disk that this one is alive (default 10s, 1s to 1m)")
 	f.BoolVar(&o.allowOther, "allow-other", false, "let other users use the mount")
 	f.BoolVar(&o.trust, "trust", false, "accept a store that is new to this machine, with the keys it names")
 	f.StringVar(&o.logFile, "log-file", "", "log to `FILE` (default $XDG_STATE_HOME/kmsfs/STORE-ID.log, in the foreground standard error)")
@@ -75,6 +77,7 @@ type mountPlan struct {
 	Audit         string              `json:"audit"`
 	AuditRequired bool                `json:"audit_required"`
 	Metrics       string              `json:"metrics"`
+	LeaseInterval time.Duration       `json:"lease_interval"`
 	AllowOther    bool                `json:"allow_other"`
 	Options       []string            `json:"options"`
 	PidFile       string              `json:"pid_file"`
@@ -93,6 +96,18 @@ func (o *mountOptions) check() error {
 		return usage("--audit-required needs --audit FILE", "name the file")
 	}
 	return nil
+}
+
+// lease returns the interval of renewals, 0 for the default.
+func (o *mountOptions) lease() (time.Duration, error) {
+	if o.leaseInterval == "" {
+		return 0, nil
+	}
+	d, err := time.ParseDuration(o.leaseInterval)
+	if err != nil || d < time.Second || d > time.Minute {
+		return 0, usage("--lease-interval "+o.leaseInterval+" is no duration from 1s to 1m", "give one such as 10s")
+	}
+	return d, nil
 }
 
 func (a *app) runMount(ctx context.Context, o mountOptions) error {
@@ -147,6 +162,9 @@ func (a *app) planMount(ctx context.Context, o *mountOptions) (*mountPlan, error
 		ReadOnly: o.readOnly, WriteOnly: o.writeOnly, AllowOther: o.allowOther,
 		AuditRequired: o.auditRequired, Metrics: o.metrics, Options: o.passthrough,
 		LogFormat: a.global.logFormat, LogLevel: a.global.logLevel,
+	}
+	if p.LeaseInterval, err = o.lease(); err != nil {
+		return nil, err
 	}
 	if p.LogLevel == "" {
 		p.LogLevel = "info"

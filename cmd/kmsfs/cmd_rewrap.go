@@ -191,7 +191,7 @@ func (a *app) rewrapWriter(ctx context.Context, s *rewrap.Store, path string) (w
 			return nil, nil, err
 		}
 	}
-	locked, err := s.Lock(a.log())
+	locked, err := s.Lock(ctx, a.log())
 	if errors.Is(err, rewrap.ErrLocked) {
 		return nil, nil, hint(err, "another command works on the store, or its mount is not to be seen from here")
 	}

@@ -134,6 +134,12 @@ func (a *app) printStatus(m *mountStatus) {
 	if !s.KeysLocked {
 		a.printf("  warning    keys cannot be locked into memory\n")
 	}
+	if text := conditionText(s.Condition); text != "" {
+		a.printf("  %-10s %s\n", s.Condition.State, text)
+	}
+	for _, o := range s.Condition.Damage.Recent {
+		a.printf("    inode    %d: %d times, the last %s: %s\n", o.Ino, o.Count, o.Last.Format(time.RFC3339), oneLine(o.Error))
+	}
 	c := s.Counters
 	a.printf("  files      %d open; %d bytes read, %d written; %d integrity failures, %d repairs\n", c.OpenFiles, c.BytesRead, c.BytesWritten, c.Integrity, c.Repairs)
 }

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 )
@@ -77,9 +78,13 @@ func (a *app) startDaemon(ctx context.Context, p *mountPlan, logFile string, pas
 	return a.awaitReport(ctx, cmd, reportRead, logFile)
 }
 
+// slowMount is the time after which whoever waits for a mount is told where to
+// look: it may wait for another machine's sign of life, or a key service.
+const slowMount = 4 * time.Second
+
 // awaitReport waits until the mount is usable, has failed, or ctx ends.
 func (a *app) awaitReport(ctx context.Context, cmd *exec.Cmd, from io.Reader, logFile string) error {
-	text, err := await(ctx, func() ([]byte, error) { return io.ReadAll(io.LimitReader(from, maxPlan)) })
+	text, err := a.readReport(ctx, from, logFile)
 	if err != nil {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		_ = cmd.Wait()
@@ -98,6 +103,29 @@ func (a *app) awaitReport(ctx context.Context, cmd *exec.Cmd, from io.Reader, lo
 		return r.Failure
 	}
 	return cmd.Process.Release()
+}
+
+// readReport reads all of a report, and says so if it is long in coming.
+func (a *app) readReport(ctx context.Context, from io.Reader, logFile string) ([]byte, error) {
+	var text []byte
+	var err error
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		text, err = io.ReadAll(io.LimitReader(from, maxPlan))
+	}()
+	slow := time.NewTimer(slowMount)
+	defer slow.Stop()
+	for {
+		select {
+		case <-read:
+			return text, err
+		case <-slow.C:
+			a.note("still waiting until the mount is usable; %s says for what", logFile)
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
 }
 
 // sendPlan writes the plan's length (4 bytes, big-endian), the plan, and the

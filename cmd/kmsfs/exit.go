@@ -11,6 +11,7 @@ import (
 	"github.com/kmsfs/kmsfs/fs/cryptfs"
 	"github.com/kmsfs/kmsfs/fs/fusefs"
 	"github.com/kmsfs/kmsfs/fs/rewrap"
+	"github.com/kmsfs/kmsfs/fs/salvage"
 )
 
 // The exit codes. docs/cli.md documents them; scripts rely on them.
@@ -49,11 +50,13 @@ var sentinelOutcomes = []struct {
 	{cryptfs.ErrNoStore, outcome{exitNoStore, "give the directory that kmsfs init made"}},
 	{cryptfs.ErrNewerFormat, outcome{exitNoStore, "use a newer kmsfs"}},
 	{cryptfs.ErrLocked, outcome{exitBusy, "unmount it first (kmsfs status lists the mounts), or open it with --read-only"}},
+	{cryptfs.ErrElsewhere, outcome{exitBusy, "unmount it there first, or open it with --read-only"}},
 	{cryptfs.ErrKeysChanged, outcome{exitUntrusted, "if you know why they changed: kmsfs known-stores accept STORE"}},
 	{cryptfs.ErrNotEmpty, outcome{exitFailure, "give a new or empty directory"}},
 	{cryptfs.ErrNotEmptyDir, outcome{exitFailure, "make a new directory, classify it, and copy the files into it"}},
 	{cryptfs.ErrNoXattrs, outcome{exitFailure, "choose --placement header or sidecar"}},
 	{cryptfs.ErrKeyInUse, outcome{exitFailure, "move the key to retired, run kmsfs rewrap STORE, then take it out"}},
+	{salvage.ErrNotEmpty, outcome{exitFailure, "give a directory for OUT that does not exist"}},
 	{rewrap.ErrKeysChanged, outcome{exitUntrusted, "if you know why they changed: kmsfs known-stores accept STORE"}},
 	{rewrap.ErrLocked, outcome{exitBusy, "try again when the other command is done"}},
 	{rewrap.ErrUnfinished, outcome{exitBusy, "mount the store once, or run kmsfs fsck --repair STORE"}},

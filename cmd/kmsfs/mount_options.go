@@ -16,6 +16,7 @@ type mountOptions struct {
 	audit         string
 	auditRequired bool
 	metrics       string
+	leaseInterval string
 	allowOther    bool
 	trust         bool
 	nonempty      bool
@@ -85,6 +86,8 @@ func (o *mountOptions) valueOption(g *globalOptions, name string) *string {
 		return &o.audit
 	case "metrics":
 		return &o.metrics
+	case "lease-interval":
+		return &o.leaseInterval
 	case "pid-file":
 		return &o.pidFile
 	}

@@ -55,7 +55,7 @@ wraps; a directory's class decides which key.`,
 		newInitCommand(a), newMountCommand(a, &mountOptions{}), newDaemonCommand(a), newUmountCommand(a),
 		newStatusCommand(a), newHealthCommand(a), newInfoCommand(a), newLsCommand(a), newCatCommand(a),
 		newPolicyCommand(a), newClassifyCommand(a), newKeyringCommand(a),
-		newKnownStoresCommand(a), newFsckCommand(a), newRekeyCommand(a), newRewrapCommand(a), newKeysCommand(a), newReclassifyCommand(a), newAuditCommand(a), newDoctorCommand(a), newVersionCommand(a), newDocsCommand(a),
+		newKnownStoresCommand(a), newFsckCommand(a), newSalvageCommand(a), newRekeyCommand(a), newRewrapCommand(a), newKeysCommand(a), newReclassifyCommand(a), newAuditCommand(a), newDoctorCommand(a), newVersionCommand(a), newDocsCommand(a),
 	)
 	makeGroup(root)
 	documentEnv(root)

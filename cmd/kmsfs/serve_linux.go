@@ -96,7 +96,7 @@ func openServed(ctx context.Context, p *mountPlan, mon *monitor, pass func() ([]
 	if err != nil {
 		return nil, err
 	}
-	c := cryptfs.Config{ReadOnly: p.ReadOnly, WriteOnly: p.WriteOnly, Log: log}
+	c := cryptfs.Config{ReadOnly: p.ReadOnly, WriteOnly: p.WriteOnly, LeaseInterval: p.LeaseInterval, Log: log}
 	if mon.log != nil {
 		c.Observe, c.Call, c.Classified = mon.use, mon.call, mon.classified
 	}

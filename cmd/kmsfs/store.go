@@ -87,7 +87,7 @@ func (a *app) openStoreWith(ctx context.Context, o openOptions, more []string) (
 	if err != nil {
 		return nil, err
 	}
-	return openVolume(ctx, facts, p, cryptfs.Config{ReadOnly: o.readOnly, Log: a.log()}, knownStores)
+	return openVolume(ctx, facts, p, cryptfs.Config{ReadOnly: o.readOnly, Recover: true, Log: a.log()}, knownStores)
 }
 
 // openVolume opens a store whose facts are trusted, and takes over p; c says how,

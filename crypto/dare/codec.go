@@ -145,3 +145,12 @@ func (o *op) Write(p []byte) (int, error) {
 	o.out = append(o.out, p...)
 	return len(p), nil
 }
+
+// SlotLen returns how long the slot is that begins with b by its own, still
+// unauthenticated, word; 0 if b is too short to say.
+func SlotLen(b []byte) int {
+	if len(b) < 4 {
+		return 0
+	}
+	return int(b[2]) | int(b[3])<<8 + 1 + Overhead
+}

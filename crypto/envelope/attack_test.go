@@ -1,6 +1,7 @@
 package envelope_test
 
 import (
+	"bytes"
 	"context"
 	"testing"
 	"time"
@@ -344,5 +345,51 @@ func TestShorterCacheTimeAppliesToOldEntries(t *testing.T) {
 	wantCalls(t, "after caching was forbidden", b.svc.count("Decrypt", keyA), 3)
 	if got := b.m.Stats().Entries; got != 0 {
 		t.Errorf("after caching was forbidden: got %d entries, want 0", got)
+	}
+}
+
+// F-66, F-67
+func TestBirthIsAuthenticated(t *testing.T) {
+	b := newBench(t, envelope.Options{})
+	h := b.create()
+	k, err := b.m.Open(context.Background(), b.class, keywrap.PurposeData, h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.Wipe()
+	h.Birth = 7<<32 | 9
+	k.Commit(h)
+	block, err := h.Encode(envelope.DefaultHeader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := envelope.Parse(block); err != nil || got.Birth != h.Birth || k.Check(got) != nil {
+		t.Fatalf("untouched: %v", err)
+	}
+	for bit := range 92 * 8 { // with the count and length of the recipients
+		block[bit/8] ^= 1 << (bit % 8)
+		got, err := envelope.Parse(block)
+		if err == nil {
+			err = k.Check(got)
+		}
+		if kind := fault.Of(err); kind != fault.Integrity && kind != fault.BadFormat {
+			t.Errorf("bit %d of byte %d flipped: %v", bit%8, bit/8, err)
+		}
+		block[bit/8] ^= 1 << (bit % 8)
+	}
+	for what, change := range map[string]func(b []byte) []byte{
+		"no birth":          func(b []byte) []byte { clear(b[48:56]); return b },
+		"version 1":         func(b []byte) []byte { b[7] = 1; return b },
+		"version 1, moved":  func(b []byte) []byte { b[7] = 1; return append(append(b[:48:48], b[56:]...), make([]byte, 8)...) },
+		"another's birth":   func(b []byte) []byte { b[55]++; return b },
+		"version 2, shared": func(b []byte) []byte { b[7], b[11] = 2, b[11]|2; return b },
+	} {
+		got, err := envelope.Parse(change(bytes.Clone(block)))
+		if err == nil {
+			err = k.Check(got)
+		}
+		if kind := fault.Of(err); kind != fault.Integrity && kind != fault.BadFormat {
+			t.Errorf("%s: %v", what, err)
+		}
 	}
 }

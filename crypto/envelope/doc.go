@@ -5,7 +5,7 @@
 // its size:
 //
 //	 0  6  magic "kmsfs\0"
-//	 6  2  format version: 2 if shared, else 1
+//	 6  2  format version: 3 with a birth, else 2 if shared, else 1
 //	 8  1  cipher suite, not 0 if there is a chunk size
 //	 9  1  log2 of the chunk size; 0 if the key has no contents (name and store keys)
 //	10  2  flags: bit 0 sparse, bit 1 shared, the others 0
@@ -19,6 +19,9 @@
 //	84     recipients: class, key URI, wrapped key, key-material id, each after
 //	       its length (1, 2, 2 and 1 bytes)
 //	       if shared: branch id (16), wrapped data key (40)
+//
+// In version 3 the birth (8 bytes, not 0) stands at 48, and the rest 8 bytes
+// later; the commitment covers it.
 //
 // Keys are derived from the data key (DEK) that the key service unwraps:
 //

@@ -50,8 +50,8 @@ func (k *FileKey) commitment(f *Fixed) (sum [sha256.Size]byte) {
 	var hk [sha256.Size]byte
 	defer clear(hk[:])
 	hmacSHA256(&hk, prk, []byte(headerKeyInfo+"\x01"))
-	b := f.authenticated()
-	hmacSHA256(&sum, hk[:], b[:])
+	var b [fixedLen + 8]byte
+	hmacSHA256(&sum, hk[:], f.authenticated(b[:0]))
 	return sum
 }
 

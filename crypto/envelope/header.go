@@ -12,10 +12,12 @@ import (
 
 const (
 	// FormatVersion is the version of a header whose recipients hold the data
-	// key itself, SharedVersion of one whose recipients hold a branch key. They
-	// are the versions that this package reads and writes.
+	// key itself, SharedVersion of one whose recipients hold a branch key,
+	// BirthVersion of either with a birth. They are the versions that this
+	// package reads and writes.
 	FormatVersion = 1
 	SharedVersion = 2
+	BirthVersion  = 3
 	// SealedLen is the length of a data key wrapped under a branch key, in bytes.
 	SealedLen = 40
 	// MinHeader, MaxHeader and DefaultHeader are sizes of a header block in
@@ -41,18 +43,20 @@ const (
 const (
 	magic = "kmsfs\x00"
 
-	offVersion    = 6
-	offSuite      = 8
-	offChunk      = 9
-	offFlags      = 10
-	offBlock      = 12
-	offStore      = 16
-	offFile       = 32
-	offCommitment = 48
-	offCount      = 80
-	offReserved   = 81
-	offLength     = 82
-	offRecipients = 84
+	offVersion = 6
+	offSuite   = 8
+	offChunk   = 9
+	offFlags   = 10
+	offBlock   = 12
+	offStore   = 16
+	offFile    = 32
+	offBirth   = 48 // version 3 only
+	fixedLen   = 48 // without a birth
+
+	// After the fixed part, of 48 or 56 bytes: commitment, number of recipients
+	// (1 byte), 0, bytes of all recipients (2), recipients.
+	commitmentLen = 32
+	countsLen     = 4
 
 	flagSparse = 1 << 0
 	flagShared = 1 << 1
@@ -66,11 +70,12 @@ const (
 // value, for a key without contents (purposes names and store); neither is 0
 // for a file's.
 type Fixed struct {
-	Suite     uint8 // cipher of the chunks; this package does not interpret it
-	ChunkSize int   // plaintext bytes of a chunk, a power of two from 4 KiB to 64 KiB
-	Sparse    bool  // all-zero slots are holes
-	Shared    bool  // the data key is wrapped under a branch key; set by Parse and Create
-	BlockSize int   // size of the header block in bytes; set by Parse and Create
+	Suite     uint8  // cipher of the chunks; this package does not interpret it
+	ChunkSize int    // plaintext bytes of a chunk, a power of two from 4 KiB to 64 KiB
+	Sparse    bool   // all-zero slots are holes
+	Shared    bool   // the data key is wrapped under a branch key; set by Parse and Create
+	BlockSize int    // size of the header block in bytes; set by Parse and Create
+	Birth     uint64 // of the contents of a file: journal epoch<<32 | serial; 0: none
 	Store     ID
 	File      ID // file id, or the id of the name key or the store
 }
@@ -112,9 +117,9 @@ func validChunkSize(n int) bool { return n >= minChunk && n <= maxChunk && n&(n-
 // check answers ErrInvalid for a fixed part that Parse would refuse.
 func (f *Fixed) check() error {
 	switch {
-	case f.ChunkSize == 0 && !f.Sparse && !f.Shared:
+	case f.ChunkSize == 0 && !f.Sparse && !f.Shared && f.Birth == 0:
 	case f.ChunkSize == 0:
-		return fmt.Errorf("sparse or shared without contents: %w", ErrInvalid)
+		return fmt.Errorf("sparse, shared or born without contents: %w", ErrInvalid)
 	case f.Suite == 0:
 		return fmt.Errorf("chunk size %d without a cipher suite: %w", f.ChunkSize, ErrInvalid)
 	case !validChunkSize(f.ChunkSize):
@@ -127,14 +132,41 @@ func (f *Fixed) check() error {
 }
 
 func (f *Fixed) version() uint16 {
-	if f.Shared {
+	switch {
+	case f.Birth != 0:
+		return BirthVersion
+	case f.Shared:
 		return SharedVersion
 	}
 	return FormatVersion
 }
 
-// authenticated returns the bytes that the commitment covers. f passes check.
-func (f *Fixed) authenticated() (b [offCommitment]byte) {
+// fixedLen returns the length of the fixed part in bytes.
+func (f *Fixed) fixedLen() int {
+	if f.Birth != 0 {
+		return fixedLen + 8
+	}
+	return fixedLen
+}
+
+// Committed returns the part of a header block that a rewrap leaves as it is:
+// the fixed part and the commitment to it. It checks nothing; a block that is
+// too short gives nil.
+func Committed(block []byte) []byte {
+	n := fixedLen + commitmentLen
+	if len(block) >= offVersion+2 && binary.BigEndian.Uint16(block[offVersion:]) == BirthVersion {
+		n += 8
+	}
+	if len(block) < n {
+		return nil
+	}
+	return block[:n]
+}
+
+// authenticated appends the bytes that the commitment covers to dst. f passes
+// check.
+func (f *Fixed) authenticated(dst []byte) []byte {
+	var b [fixedLen + 8]byte
 	copy(b[:], magic)
 	binary.BigEndian.PutUint16(b[offVersion:], f.version())
 	b[offSuite] = f.Suite
@@ -152,7 +184,8 @@ func (f *Fixed) authenticated() (b [offCommitment]byte) {
 	binary.BigEndian.PutUint32(b[offBlock:], uint32(f.BlockSize))
 	copy(b[offStore:], f.Store[:])
 	copy(b[offFile:], f.File[:])
-	return b
+	binary.BigEndian.PutUint64(b[offBirth:], f.Birth)
+	return append(dst, b[:f.fixedLen()]...)
 }
 
 func (r *Recipient) size() int {
@@ -185,7 +218,7 @@ func printable(s string) bool {
 
 // size returns the bytes that h takes without padding.
 func (h *Header) size() int {
-	n := offRecipients + h.recipientsSize()
+	n := h.fixedLen() + commitmentLen + countsLen + h.recipientsSize()
 	if h.Shared {
 		n += trailerLen
 	}
@@ -230,8 +263,7 @@ func (h *Header) Encode(size int) ([]byte, error) {
 	if len(h.Recipients) > MaxRecipients || n > size {
 		return nil, fmt.Errorf("%d recipients, %d bytes in a block of %d: %w", len(h.Recipients), n, size, ErrDoesNotFit)
 	}
-	fixed := h.authenticated()
-	b := append(make([]byte, 0, size), fixed[:]...)
+	b := h.authenticated(make([]byte, 0, size))
 	b = append(b, h.Commitment[:]...)
 	b = append(b, byte(len(h.Recipients)), 0)
 	b = binary.BigEndian.AppendUint16(b, uint16(h.recipientsSize()))

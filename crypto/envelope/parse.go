@@ -21,12 +21,14 @@ func Parse(block []byte) (*Header, error) {
 	if err := h.parseFixed(block); err != nil {
 		return nil, err
 	}
-	count, length := int(block[offCount]), int(binary.BigEndian.Uint16(block[offLength:]))
-	end := offRecipients + length
+	at := h.fixedLen() + commitmentLen
+	count, length := int(block[at]), int(binary.BigEndian.Uint16(block[at+2:]))
+	first := at + countsLen
+	end := first + length
 	switch {
 	case count < 1 || count > MaxRecipients:
 		return nil, fmt.Errorf("%d recipients: %w", count, ErrFormat)
-	case block[offReserved] != 0:
+	case block[at+1] != 0:
 		return nil, fmt.Errorf("reserved byte is not zero: %w", ErrFormat)
 	case end > len(block):
 		return nil, fmt.Errorf("%d bytes of recipients in a block of %d: %w", length, len(block), ErrFormat)
@@ -41,7 +43,7 @@ func Parse(block []byte) (*Header, error) {
 	if !allZero(padding) {
 		return nil, fmt.Errorf("padding is not zero: %w", ErrFormat)
 	}
-	rest := fieldReader{b: bytes.Clone(block[offRecipients:end])}
+	rest := fieldReader{b: bytes.Clone(block[first:end])}
 	h.Recipients = make([]Recipient, count)
 	for i := range h.Recipients {
 		if !rest.recipient(&h.Recipients[i]) {
@@ -60,12 +62,12 @@ func (h *Header) parseFixed(block []byte) error {
 		return fmt.Errorf("no magic: %w", ErrFormat)
 	}
 	version := binary.BigEndian.Uint16(block[offVersion:])
-	if version != FormatVersion && version != SharedVersion {
-		return fmt.Errorf("format version %d, this program reads %d and %d: %w", version, FormatVersion, SharedVersion, ErrVersion)
+	if version < FormatVersion || version > BirthVersion {
+		return fmt.Errorf("format version %d, this program reads %d to %d: %w", version, FormatVersion, BirthVersion, ErrVersion)
 	}
 	flags, size := binary.BigEndian.Uint16(block[offFlags:]), binary.BigEndian.Uint32(block[offBlock:])
 	// Version and flag say the same, so that neither alone changes what follows.
-	if flags&^(flagSparse|flagShared) != 0 || (flags&flagShared != 0) != (version == SharedVersion) {
+	if flags&^(flagSparse|flagShared) != 0 || version != BirthVersion && (flags&flagShared != 0) != (version == SharedVersion) {
 		return fmt.Errorf("flags %#x in version %d: %w", flags, version, ErrFormat)
 	}
 	if size != uint32(len(block)) {
@@ -82,7 +84,12 @@ func (h *Header) parseFixed(block []byte) error {
 	}
 	copy(h.Store[:], block[offStore:])
 	copy(h.File[:], block[offFile:])
-	copy(h.Commitment[:], block[offCommitment:])
+	if version == BirthVersion {
+		if h.Birth = binary.BigEndian.Uint64(block[offBirth:]); h.Birth == 0 {
+			return fmt.Errorf("version %d without a birth: %w", version, ErrFormat)
+		}
+	}
+	copy(h.Commitment[:], block[h.fixedLen():])
 	if h.Fixed.check() != nil {
 		return fmt.Errorf("cipher suite %d, chunk size %d, flags %#x: %w", h.Suite, h.ChunkSize, flags, ErrFormat)
 	}

@@ -282,6 +282,53 @@ func (g *generator) sharedIntegrity() {
 	g.out["integrity-shared-key.txt"].branch = vectorDEK
 }
 
+// bornHeader gives a header the third birth of the journal's seventh epoch.
+func bornHeader(h *envelope.Header) *envelope.Header {
+	h.Birth = 7<<32 | 3
+	return h
+}
+
+// F-66, F-67
+func (g *generator) born() {
+	valid := func(name, comment string, h *envelope.Header) { g.add("valid-born"+name, comment, fault.None, h, nil) }
+	valid("", "header with a birth", bornHeader(sampleHeader(512)))
+	valid("-shared", "the same, data key wrapped under a branch key", bornHeader(sharedHeader(512)))
+	full := bornHeader(sampleHeader(512))
+	full.Sparse = true
+	full.Recipients = []envelope.Recipient{recipient("c", "keyring:k", 512-92-6-len("c")-len("keyring:k"), "")}
+	valid("-full", "the same of a sparse file, its recipient fills the block to the last byte", full)
+
+	bad := func(name, comment string, edit func([]byte) []byte) {
+		g.add("bad-born-"+name, comment, fault.BadFormat, bornHeader(sampleHeader(512)), edit)
+	}
+	bad("zero", "birth of zeros", set(48, make([]byte, 8)...))
+	bad("version-1", "version 1, the birth still there", set(6, 0, 1))
+	bad("version-4", "format version 4", set(6, 0, 4))
+	bad("no-contents", "birth without contents", set(8, 0, 0))
+	bad("flag-unknown", "unknown flag", set(10, 0, 4))
+	bad("reserved", "reserved byte", set(89, 1))
+	bad("padding-last", "last byte of the padding", set(511, 1))
+
+	integrity := func(name, comment string, edit func([]byte) []byte) {
+		g.add("integrity-born-"+name, comment, fault.Integrity, bornHeader(sampleHeader(512)), edit)
+	}
+	integrity("epoch", "birth of another epoch", set(51, 8))
+	integrity("serial", "another birth of the epoch", set(55, 4))
+	integrity("file", "other file id", set(47, 0))
+	integrity("commitment-last", "last bit of the commitment", func(b []byte) []byte { b[87] ^= 1; return b })
+	integrity("taken", "birth taken away, version 1", func(b []byte) []byte {
+		return set(6, 0, 1)(takeBirth(b))
+	})
+	g.add("integrity-born-shared-taken", "birth taken away from a shared header, version 2", fault.Integrity, bornHeader(sharedHeader(512)), func(b []byte) []byte {
+		return set(6, 0, 2)(takeBirth(b))
+	})
+}
+
+// takeBirth cuts the birth out of a block.
+func takeBirth(b []byte) []byte {
+	return append(append(b[:48:48], b[56:]...), make([]byte, 8)...)
+}
+
 func makeVectors(t testing.TB) map[string]*vector {
 	g := &generator{t: t, out: map[string]*vector{}}
 	g.valid()
@@ -289,5 +336,6 @@ func makeVectors(t testing.TB) map[string]*vector {
 	g.badRecipients()
 	g.integrity()
 	g.shared()
+	g.born()
 	return g.out
 }

@@ -8,7 +8,7 @@ import (
 
 	"github.com/kmsfs/kmsfs/fs/backing"
 	"github.com/kmsfs/kmsfs/fs/chunkfile"
-	"github.com/kmsfs/kmsfs/fs/record"
+	"github.com/kmsfs/kmsfs/fs/journal"
 )
 
 const benchSize = 64 << 20
@@ -126,19 +126,22 @@ func BenchmarkAppend100(b *testing.B) {
 	}
 }
 
-// benchOwner writes redo records to a file, as the volume does.
+// benchOwner writes operations to a file, as a journal does.
 type benchOwner struct {
 	*owner
 	disk *backing.File
-	buf  []byte
+	end  int64
 }
 
-func (o *benchOwner) Redo(ops []record.Op) error {
-	if len(ops) == 0 {
-		return o.disk.Truncate(0)
+func (o *benchOwner) Log(_ unix.Timespec, _ int64, ops ...journal.Op) (journal.LSN, uint32, error) {
+	for _, op := range ops {
+		if err := o.disk.WriteAt(op.Data, o.end); err != nil {
+			return 0, 0, err
+		}
+		o.end = (o.end + int64(len(op.Data))) % (32 << 20)
 	}
-	b, mac := record.AppendRedo(o.buf[:0], fileID, ops)
-	copy(b[mac:], sum(b))
-	o.buf = b
-	return o.disk.WriteAt(b, 0)
+	return 1, 1, nil
 }
+
+func (o *benchOwner) Direct(_ bool, _ int64, write func() error) error { return write() }
+func (o *benchOwner) Durable() journal.LSN                             { return 1 }

@@ -4,7 +4,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kmsfs/kmsfs/crypto/dare"
-	"github.com/kmsfs/kmsfs/fs/record"
+	"github.com/kmsfs/kmsfs/fs/journal"
 )
 
 // Flush brings what memory holds to the store file, without waiting for the
@@ -38,10 +38,10 @@ func (f *File) flush() error {
 	if err := f.evict(); err != nil {
 		return err
 	}
-	if err := f.finish(); err != nil { // what evict put off
+	if err := f.finish(); err != nil { // what evict could not do
 		return err
 	}
-	if f.untold && late { // the write just done was not the user's
+	if f.untold && (late || len(f.pending) > 0) { // the write just done was not the user's, or is to come
 		if err := f.disk.SetTimes(unix.Timespec{Nsec: unix.UTIME_OMIT}, f.written); err != nil {
 			return err
 		}
@@ -51,28 +51,92 @@ func (f *File) flush() error {
 }
 
 // Fsync makes the file durable: Flush, before (what the owner must make durable
-// first, such as a header elsewhere), and the store file itself.
-func (f *File) Fsync(dataOnly bool, before func() error) error {
+// first, such as a header elsewhere), then what is in the journal and the store
+// file itself, each if there is anything. dataOnly is fdatasync(2)'s; before
+// answers whether the store file has attributes to be made durable as well.
+//
+// A failure is told by every later Fsync too: the kernel forgets what it could
+// not write, and calls the file clean.
+func (f *File) Fsync(dataOnly bool, before func() (meta bool, err error)) error {
 	f.mu.Lock()
 	defer f.unlock()
 	err := f.flush()
 	if f.failed != nil {
 		err, f.failed = f.failed, nil
 	}
+	if err == nil {
+		err = f.syncErr
+	}
 	if err != nil {
 		return err
 	}
-	if err := before(); err != nil {
+	meta, err := before()
+	if err != nil {
 		return err
 	}
-	sync := f.disk.Sync
-	if dataOnly {
-		sync = f.disk.Datasync
-	}
-	if err := sync(); err != nil {
+	if err := f.sync(meta || f.unsynced && !dataOnly); err != nil {
+		f.syncErr = err
 		return err
 	}
-	return f.own.Synced(int64(f.size))
+	f.own.Synced(f.diskSize)
+	return nil
+}
+
+func (f *File) sync(meta bool) error {
+	switch {
+	case meta:
+		if err := f.disk.Sync(); err != nil {
+			return err
+		}
+	case f.unsynced:
+		if err := f.disk.Datasync(); err != nil {
+			return err
+		}
+	}
+	if f.logged > f.own.Durable() {
+		if err := f.own.Commit(f.logged); err != nil {
+			return err
+		}
+	}
+	f.durable, f.promised, f.unsynced = f.diskSize, f.diskSize, false
+	_ = f.finish() // what fails on the disk is in the journal, and is done again
+	return nil
+}
+
+// Settle does in place what the journal has on the disk by now, and protects
+// all of the store file from changes that the journal does not have: a
+// checkpoint makes it durable next. What cannot be done goes into the journal
+// again.
+func (f *File) Settle() error {
+	f.mu.Lock()
+	defer f.unlock()
+	err := f.finish()
+	f.durable = max(f.durable, f.diskSize)
+	if len(f.pending) == 0 || f.pending[0].at > f.own.Durable() {
+		return err
+	}
+	for i := range f.pending {
+		p := &f.pending[i]
+		if p.at, _, err = f.own.Log(f.written, f.promised, p.op); err != nil {
+			return err
+		}
+		f.logged = max(f.logged, p.at)
+	}
+	return nil
+}
+
+// Apply does in place what the journal has on the disk by now.
+func (f *File) Apply() error {
+	f.mu.Lock()
+	defer f.unlock()
+	return f.finish()
+}
+
+// Protect is Settle's protection alone.
+func (f *File) Protect() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.durable = max(f.durable, f.diskSize)
 }
 
 // Truncate sets the plaintext size. What is added reads as zeros and is a hole
@@ -155,13 +219,13 @@ func (f *File) shrink(size dare.PlainOff) error {
 		if err != nil {
 			return err
 		}
-		err = f.inPlace(
-			record.Op{Kind: record.OpWrite, Off: f.slot(last), Data: sealed},
-			record.Op{Kind: record.OpTruncate, Off: end})
+		err = f.change(
+			journal.Op{Kind: journal.OpWrite, Off: f.slot(last), Data: sealed},
+			journal.Op{Kind: journal.OpTruncate, Off: end})
 		if err != nil {
 			return err
 		}
-		f.diskSize, f.lastOn = end, last
+		f.lastOn = last
 	}
 	if !f.hot.valid || f.hot.index != last {
 		clear(f.hot.data)
@@ -176,22 +240,19 @@ func (f *File) shrink(size dare.PlainOff) error {
 }
 
 // empty cuts the file to nothing: no header, no chunk. The key stays in memory,
-// and a later write puts the header back. It takes no space and no entry in the
-// writing list: a crash leaves the file as it was or empty, and what a redo
-// record says of an empty file is not done.
+// and a later write puts another header in its place, so that nothing in the
+// journal is about what comes then. It takes no space: a crash leaves the file
+// as it was or empty.
 func (f *File) empty() error {
 	if err := f.disk.Truncate(0); err != nil { // also where it is empty: mtime
 		return err
-	}
-	if f.diskSize > 0 {
-		f.stale = true
-		_ = f.redo(nil) // else before the file grows next
 	}
 	clear(f.hot.data)
 	f.hot = hotChunk{data: f.hot.data[:0]}
 	f.size, f.diskSize, f.lastOn = 0, 0, -1
 	f.header, f.sparse, f.resign, f.untold = false, false, false, false
-	f.pending, f.ragged = nil, false
+	f.pending, f.bytes, f.ragged = nil, 0, false
+	f.durable, f.promised, f.cutIn, f.unsynced = 0, 0, 0, true
 	f.own.Emptied()
 	return nil
 }
@@ -295,7 +356,7 @@ func (f *File) punch(a, b int64) error {
 	if off >= end {
 		return nil
 	}
-	if err := f.inPlace(record.Op{Kind: record.OpPunch, Off: off, Size: end - off}); err != nil {
+	if err := f.change(journal.Op{Kind: journal.OpPunch, Off: off, Size: end - off}); err != nil {
 		return err
 	}
 	if f.hot.valid && f.hot.index >= a && f.hot.index < b {
@@ -378,10 +439,18 @@ func (f *File) holeAt(i int64) (bool, error) {
 	return err == nil && f.isHole((*buf)[:n], i), err
 }
 
-// Wipe clears plaintext from memory. No call may follow.
+// State tells what of the store file is durable; see Config.
+func (f *File) State() (durable, promised int64, unsynced bool) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.durable, f.promised, f.unsynced
+}
+
+// Wipe clears plaintext from memory, and lets go of the codec. Until Upgrade
+// gives another only Apply and Settle may follow.
 func (f *File) Wipe() {
 	f.mu.Lock()
 	defer f.unlock()
 	clear(f.hot.data[:cap(f.hot.data)])
-	f.hot = hotChunk{}
+	f.hot, f.code = hotChunk{}, nil
 }

@@ -16,7 +16,12 @@ type counted struct {
 	bytes         int64
 	lowest        int64 // offset below which no write began, of the largest so far
 	back          int   // writes that began before the end of an earlier one
+	syncs         int
 }
+
+func (c *counted) Sync() error { c.syncs++; return c.Disk.Sync() }
+
+func (c *counted) Datasync() error { c.syncs++; return c.Disk.Datasync() }
 
 func (c *counted) ReadAt(p []byte, off int64) (int, error) {
 	c.reads++
@@ -61,7 +66,7 @@ func TestSequentialWrites(t *testing.T) {
 					t.Fatal(err)
 				}
 				if disk.writes > n+1 || disk.reads > 0 || disk.back > 0 || own.records > 0 {
-					t.Errorf("%d requests: %d writes, %d back, %d reads, %d redo records", n, disk.writes, disk.back, disk.reads, own.records)
+					t.Errorf("%d requests: %d writes, %d back, %d reads, %d records", n, disk.writes, disk.back, disk.reads, own.records)
 				}
 				if chunks := int64(n*request/chunk + 1); disk.bytes > int64(n*request)+32*chunks+1024 {
 					t.Errorf("%d bytes written, of %d", disk.bytes, n*request)
@@ -84,27 +89,53 @@ func TestSmallAppends(t *testing.T) {
 		t.Fatal(err)
 	}
 	if chunks := appends*100/chunk + 1; disk.writes > chunks || disk.reads > 0 || own.records > 0 {
-		t.Errorf("%d writes, %d reads, %d redo records for %d chunks", disk.writes, disk.reads, own.records, chunks)
+		t.Errorf("%d writes, %d reads, %d records for %d chunks", disk.writes, disk.reads, own.records, chunks)
 	}
 }
 
-// TestAppendsSynced appends with an fsync after each: the file is entered in the list
-// once, and each fsync seals one chunk.
+// TestAppendsSynced appends with an fsync after each. Each costs one sync, the
+// file's own at first and then the journal's, and seals one chunk.
 func TestAppendsSynced(t *testing.T) {
 	f, disk, own := counting(t, 64<<10)
-	for i := range 100 {
+	for i := range 2000 {
+		own.syncs, disk.syncs = 0, 0
 		if _, err := f.WriteAt(make([]byte, 100), int64(i*100)); err != nil {
 			t.Fatal(err)
 		}
-		if err := f.Fsync(true, func() error { return nil }); err != nil {
+		if err := f.Fsync(true, func() (bool, error) { return false, nil }); err != nil {
 			t.Fatal(err)
 		}
-		if own.synced != int64(i+1)*100 {
-			t.Fatalf("synced = %d after %d bytes", own.synced, (i+1)*100)
+		if n := own.syncs + disk.syncs; n != 1 || i > 0 && disk.syncs > 0 {
+			t.Fatalf("append %d: %d syncs of the journal, %d of the file", i, own.syncs, disk.syncs)
 		}
 	}
-	if own.begins != 1 || disk.writes > 200 {
-		t.Errorf("entered %d times, %d writes", own.begins, disk.writes)
+	if own.grows != 0 || disk.writes > 2*2000 {
+		t.Errorf("%d records of growth, %d writes", own.grows, disk.writes)
+	}
+}
+
+// TestFsyncCost: no fsync costs more syncs than the file's own would, whatever
+// was written before.
+func TestFsyncCost(t *testing.T) {
+	f, disk, own := counting(t, 4<<10)
+	size := int64(0)
+	for i, w := range []struct{ off, n int64 }{
+		{0, 10}, {0, 10}, {10, 5000}, {100, 4096}, {5010, 100_000}, {3000, 50_000}, {105_010, 3}, {20_000, 1},
+	} {
+		own.syncs, disk.syncs = 0, 0
+		if _, err := f.WriteAt(make([]byte, w.n), w.off); err != nil {
+			t.Fatal(err)
+		}
+		size = max(size, w.off+w.n)
+		if err := f.Fsync(true, func() (bool, error) { return false, nil }); err != nil {
+			t.Fatal(err)
+		}
+		if n := own.syncs + disk.syncs; n != 1 {
+			t.Errorf("write %d: %d syncs of the journal, %d of the file", i, own.syncs, disk.syncs)
+		}
+		if err := f.Fsync(true, func() (bool, error) { return false, nil }); err != nil || own.syncs+disk.syncs != 1 {
+			t.Errorf("fsync of nothing after write %d: %d syncs, %v", i, own.syncs+disk.syncs, err)
+		}
 	}
 }
 
@@ -128,7 +159,7 @@ func TestSmallOverwrites(t *testing.T) {
 		t.Fatal(err)
 	}
 	if disk.writes != 2 || disk.reads > 2 || own.records != 2 {
-		t.Errorf("%d writes, %d reads, %d redo records, want 2 each", disk.writes, disk.reads, own.records)
+		t.Errorf("%d writes, %d reads, %d records, want 2 each", disk.writes, disk.reads, own.records)
 	}
 }
 

@@ -77,10 +77,6 @@ func (s *stored) run(ops []op) (history, error) {
 			if err = s.close(); err == nil {
 				err = s.open()
 			}
-		case "truncate":
-			if err = s.own.lower(o.size); err == nil {
-				err = o.do(s.f)
-			}
 		default:
 			err = o.do(s.f)
 		}

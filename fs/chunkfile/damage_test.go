@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kmsfs/kmsfs/crypto/dare"
 	"github.com/kmsfs/kmsfs/crypto/fault"
 	"github.com/kmsfs/kmsfs/fs/chunkfile"
 )
@@ -192,6 +193,9 @@ func TestHeaderBeforeHole(t *testing.T) {
 			}
 			s.steps, s.kill, s.prefix = 0, kill, func(_ int64, n int) int { return n }
 			err := (op{kind: "allocate", off: chunk4k, size: chunk4k, mode: unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE}).do(s.f)
+			if err == nil {
+				err = s.close() // it is done in place when the journal is on the disk
+			}
 			if !s.dead {
 				if err != nil || kill < 4 {
 					t.Errorf("base %d: punched in %d steps: %v", bases[base], kill-1, err)
@@ -215,7 +219,8 @@ func TestRepairLost(t *testing.T) {
 		s.disk.b = s.disk.b[:n:n]
 		before := bytes.Clone(s.disk.b)
 		c, _ := s.config() // the header may be cut
-		if _, _, err := chunkfile.Repair(c, 2*chunk4k); !errors.Is(err, chunkfile.ErrLost) {
+		c.Promised = int64(s.own.geo.CipherSize(2 * chunk4k))
+		if _, err := chunkfile.Repair(c); !errors.Is(err, chunkfile.ErrLost) {
 			t.Errorf("cut to %d bytes: %v", n, err)
 		}
 		if !bytes.Equal(s.disk.b, before) {
@@ -242,9 +247,13 @@ func TestRepairSays(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		did, size, err := chunkfile.Repair(conf, c.durable)
-		if did != c.did || size != c.size || err != nil {
-			t.Errorf("cut by %d: %q, %d, %v, want %q, %d", c.cut, did, size, err, c.did, c.size)
+		if c.durable > 0 {
+			conf.Promised = int64(s.own.geo.CipherSize(dare.PlainOff(c.durable)))
+		}
+		did, err := chunkfile.Repair(conf)
+		size, serr := s.own.geo.PlainSize(dare.CipherOff(len(s.disk.b)))
+		if did != c.did || int64(size) != c.size || err != nil || serr != nil {
+			t.Errorf("cut by %d: %q, %d, %v, %v, want %q, %d", c.cut, did, size, err, serr, c.did, c.size)
 		}
 		if _, err := s.readAll(); err != nil {
 			t.Errorf("cut by %d: after repair: %v", c.cut, err)
@@ -268,9 +277,11 @@ func TestRepairHugeHole(t *testing.T) {
 		t.Fatal(err)
 	}
 	reads := &counted{Disk: disk}
-	_, got, err := chunkfile.Repair(chunkfile.Config{Disk: reads, Geo: s.own.geo, Codec: s.codec, Owner: s.own, Size: size - 1, Sparse: true}, 0)
-	if got != 3*chunk4k || err != nil {
-		t.Errorf("repaired to %d bytes: %v, want %d", got, err, 3*chunk4k)
+	if _, err := chunkfile.Repair(chunkfile.Config{Disk: reads, Geo: s.own.geo, Codec: s.codec, Owner: s.own, Size: size - 1, Sparse: true}); err != nil {
+		t.Error(err)
+	}
+	if size, err = disk.Size(); err != nil || size != int64(s.own.geo.CipherSize(3*chunk4k)) {
+		t.Errorf("repaired to a store file of %d bytes, %v, want %d", size, err, s.own.geo.CipherSize(3*chunk4k))
 	}
 	if reads.reads > 20 {
 		t.Errorf("%d reads", reads.reads)

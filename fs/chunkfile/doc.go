@@ -6,17 +6,17 @@
 // sealed when another chunk takes its place and at Flush, so that appending
 // does not seal the same chunk again and again.
 //
-// What a crash of the process can leave, and what undoes it:
+// What reaches the store file, and when (docs/format.md, sections 7 to 9):
 //
-//   - a file whose end is not sealed as the last chunk, or ends in a torn
-//     chunk: the Owner entered it in the writing list first (Begin), and Repair
-//     seals the end again;
-//   - bytes in place half replaced: the Owner has the whole replacement in a
-//     redo record first (Redo), and Apply does it again.
+//   - bytes past its end are written there, once the Owner has it on record that
+//     the file grows (Direct): after a crash Repair keeps what is whole;
+//   - bytes that replace others go to the journal first (Log). If those others
+//     are durable, the journal has to be on the disk before they are touched:
+//     until then the operation is pending, and reads show it as done. An fsync of
+//     a file with nothing but such changes is one of the journal.
 //
 // A disk that fails, above all one that is full, takes nothing away: new bytes
 // go to the disk before any are replaced, and are cut off again if they do not
-// fit. Once bytes in place are being replaced there is no way back; then the
-// operation counts as done, is put off, and is tried again before anything else
-// (and by Flush and Fsync, which tell).
+// fit. Once the journal has an operation it counts as done, is tried again until
+// it succeeds, and before anything else.
 package chunkfile

@@ -2,13 +2,14 @@ package chunkfile
 
 import (
 	"fmt"
+	"math"
 	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/kmsfs/kmsfs/crypto/dare"
-	"github.com/kmsfs/kmsfs/fs/record"
+	"github.com/kmsfs/kmsfs/fs/journal"
 )
 
 // Disk is the store file. *backing.File is one, and its comments say what each
@@ -20,6 +21,7 @@ type Disk interface {
 	Allocate(mode uint32, off, size int64) error
 	Punch(off, size int64) error
 	SeekData(off int64) (data int64, ok bool, err error)
+	Mtime() (unix.Timespec, error)
 	SetTimes(atime, mtime unix.Timespec) error
 	Sync() error
 	Datasync() error
@@ -28,22 +30,36 @@ type Disk interface {
 // Owner is what a File needs from the volume that it belongs to. Calls come
 // with the file locked; they must not call back into it.
 type Owner interface {
-	// Begin is called before every change of the store file; it enters the file
-	// in the writing list, once.
-	Begin() error
-	// Redo makes ops replayable before they are done in place; the record
-	// replaces the one before. No ops: nothing is to be replayed any more.
-	Redo(ops []record.Op) error
-	// Header puts the header where it lives and returns the bytes that stand
-	// before the first chunk (Geometry.Base of them).
-	Header(sparse bool) ([]byte, error)
+	// Log puts operations into the journal: the next mount does them again.
+	// promised bytes of the store file are certainly on the disk. at is their
+	// place in the journal, epoch one in which, or before which, they are there.
+	Log(mtime unix.Timespec, promised int64, ops ...journal.Op) (at journal.LSN, epoch uint32, err error)
+	// Live reports whether operations logged in an epoch may be done again.
+	Live(epoch uint32) bool
+	// Durable returns the place in the journal up to which it is on the disk,
+	// Commit has it on the disk up to a place.
+	Durable() journal.LSN
+	Commit(upTo journal.LSN) error
+	// Covered reports whether the next mount knows that the store file may end
+	// in something torn.
+	Covered() bool
+	// Direct calls write, which adds bytes to the end of the store file, with the
+	// file covered. fence says that the disk has all that was logged before.
+	Direct(fence bool, durable int64, write func() error) error
+	// NewHeader puts a header for a new content where it lives and returns the
+	// bytes that stand before the first chunk (Geometry.Base of them).
+	NewHeader(sparse bool) ([]byte, error)
+	// Header returns the operation that changes the header on the disk, and
+	// PutHeader does it, where it is an OpHeader.
+	Header(sparse bool) (journal.Op, error)
+	PutHeader(block []byte) error
 	// Emptied is called after the store file was cut to nothing.
 	Emptied()
 	// Tight reports that the store is so full that writes should show it now;
 	// n is the number of plaintext bytes just written.
 	Tight(n int) bool
-	// Synced is called when size bytes of plaintext are durable.
-	Synced(size int64) error
+	// Synced is called when the store file is durable up to size bytes.
+	Synced(size int64)
 }
 
 // Config describes a file as it is opened.
@@ -54,6 +70,17 @@ type Config struct {
 	Owner  Owner
 	Size   int64 // bytes of the store file
 	Sparse bool
+
+	// Durable is how many bytes of the store file may be on the disk for good,
+	// and must not be changed before the journal has the change; Unsynced says
+	// that some of the others may not be.
+	Durable  int64
+	Unsynced bool
+	// Promised is how many bytes of it certainly are: fewer after a crash are
+	// damage.
+	Promised int64
+	// Pending is what the journal of a store that is only read has for the file.
+	Pending []journal.Op
 }
 
 // File is an open file. It is safe for concurrent use. It owns neither its
@@ -71,9 +98,16 @@ type File struct {
 	header   bool          // the header is on the disk
 	sparse   bool          // the header says, or will say, that there are holes
 	resign   bool          // the header on the disk does not say sparse yet
-	stale    bool          // the redo record of the moment must go before the file grows
-	pending  []record.Op   // operations that count as done, but failed on the disk
 	ragged   bool          // the end on the disk is not that of the file, after a rollback
+
+	pending  []pending // operations that count as done, in their order
+	bytes    int64     // of them
+	logged   journal.LSN
+	durable  int64  // bytes of the store file that change only after the journal is durable
+	promised int64  // bytes of the store file that a crash cannot take
+	unsynced bool   // the store file has bytes that only its own fsync makes durable
+	cutIn    uint32 // epoch of the newest truncate in the journal
+	syncErr  error  // of an fsync: what it was for may be lost, whatever the next one says
 
 	hot     hotChunk
 	written unix.Timespec // time of the newest write, if untold
@@ -81,8 +115,9 @@ type File struct {
 	failed  error         // of a flush in the background, for the next Flush or Fsync
 
 	// What others may ask without waiting for a write or an fsync to end.
-	pubSize  atomic.Int64
-	pubDirty atomic.Pointer[unix.Timespec] // nil if memory holds nothing
+	pubSize    atomic.Int64
+	pubPending atomic.Int64
+	pubDirty   atomic.Pointer[unix.Timespec] // nil if memory holds nothing
 }
 
 // unlock publishes the state and lets go of mu.
@@ -93,7 +128,8 @@ func (f *File) unlock() {
 
 func (f *File) publish() {
 	f.pubSize.Store(int64(f.size))
-	if (!f.hot.valid || !f.hot.dirty) && len(f.pending) == 0 && !f.ragged {
+	f.pubPending.Store(f.bytes)
+	if (!f.hot.valid || !f.hot.dirty) && !f.ragged {
 		f.pubDirty.Store(nil)
 		return
 	}
@@ -114,10 +150,10 @@ type hotChunk struct {
 // opened and checked: a file that was cut, even at a chunk boundary, is an
 // Integrity error here, before any of it is served.
 func Open(c Config) (*File, error) {
-	f := &File{disk: c.Disk, geo: c.Geo, code: c.Codec, own: c.Owner, diskSize: c.Size, sparse: c.Sparse, lastOn: -1}
-	size, err := c.Geo.PlainSize(dare.CipherOff(c.Size))
+	f := newFile(c)
+	size, err := c.Geo.PlainSize(dare.CipherOff(f.diskSize))
 	if err != nil {
-		return nil, fmt.Errorf("store file of %d bytes: %w", c.Size, ErrSize)
+		return nil, fmt.Errorf("store file of %d bytes: %w", f.diskSize, ErrSize)
 	}
 	f.size = size
 	defer f.publish()
@@ -133,6 +169,18 @@ func Open(c Config) (*File, error) {
 		return nil, err
 	}
 	return f, nil
+}
+
+func newFile(c Config) *File {
+	f := &File{
+		disk: c.Disk, geo: c.Geo, code: c.Codec, own: c.Owner, diskSize: c.Size, sparse: c.Sparse, lastOn: -1,
+		durable: c.Durable, unsynced: c.Unsynced, promised: c.Promised,
+	}
+	for _, op := range c.Pending {
+		f.pending = append(f.pending, pending{op: op, at: math.MaxUint64, wait: true}) // for ever
+		f.diskSize = sizeAfter(f.diskSize, op)
+	}
+	return f
 }
 
 // last returns the index of the last chunk of a file of this size, -1 for 0.
@@ -165,6 +213,10 @@ func (f *File) Dirty() (since unix.Timespec, dirty bool) {
 	}
 	return unix.Timespec{}, false
 }
+
+// Pending returns how many bytes of operations are in the journal, and not in
+// the store file yet. It does not wait.
+func (f *File) Pending() int64 { return f.pubPending.Load() }
 
 func now() (ts unix.Timespec) {
 	// The kernel stamps files with the coarse clock; a finer one would make

@@ -35,10 +35,6 @@ func (s *fullRun) do(o op) error {
 		if err = s.close(); err == nil {
 			err = s.open()
 		}
-	case "truncate":
-		if err = s.own.lower(o.size); err == nil {
-			err = o.do(s.f)
-		}
 	default:
 		err = o.do(s.f)
 	}

@@ -124,7 +124,7 @@ func (o op) do(f *chunkfile.File) error {
 	case "flush":
 		return f.Flush()
 	case "fsync":
-		return f.Fsync(o.fill%2 == 0, func() error { return nil })
+		return f.Fsync(o.fill%2 == 0, func() (bool, error) { return false, nil })
 	}
 	return nil
 }

@@ -8,18 +8,20 @@ import (
 	"fmt"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/kmsfs/kmsfs/crypto/dare"
 	"github.com/kmsfs/kmsfs/crypto/keymem"
 	"github.com/kmsfs/kmsfs/fs/chunkfile"
-	"github.com/kmsfs/kmsfs/fs/record"
+	"github.com/kmsfs/kmsfs/fs/journal"
 )
 
 // bases are the bytes before slot 0 of the three placements.
 var bases = []dare.CipherOff{1024, 0, 16}
 
 var (
-	fileID  = [16]byte{'f', 'i', 'l', 'e'}
-	journal = []byte("the writing-list key of the tests")
+	fileID = [16]byte{'f', 'i', 'l', 'e'}
+	macKey = []byte("the header key of the tests")
 )
 
 func newCodec(t testing.TB, chunk int) *dare.Codec {
@@ -34,53 +36,83 @@ func newCodec(t testing.TB, chunk int) *dare.Codec {
 	return c
 }
 
-// owner keeps what the volume keeps for a file: the writing-list entry, the redo
-// record, and the header where the placement puts it. What it holds survives a
-// crash, and every change of it is a step of the power.
+// owner keeps what the volume keeps for a file: its journal, and the header
+// where the placement puts it. What it holds survives a crash, and every change
+// of it is a step of the power.
 type owner struct {
 	*power
 	geo dare.Geometry
 
-	listed  bool
-	durable int64
-	redo    []byte
+	log     []logged
+	birth   int
+	covered bool
+	durable journal.LSN
 	apart   []byte // the header, if it is not in the store file
-	begins  int
-	records int
+	records int    // operations logged
+	grows   int    // records of growth
+	syncs   int    // of the journal
 	synced  int64
 	tight   bool
 }
 
-func (o *owner) Begin() error {
-	if o.listed {
-		return nil
-	}
-	n, err := o.step(0, 1, false)
-	if n == 1 {
-		o.listed, o.durable = true, 0
-		o.begins++
+// logged is a record of the journal.
+type logged struct {
+	birth    int
+	grow     bool
+	fence    bool
+	promised int64
+	ops      []journal.Op
+}
+
+func (o *owner) add(l logged, n int) error {
+	l.birth = o.birth
+	done, err := o.step(0, n, false)
+	if done == n {
+		o.log = append(o.log, l)
 	}
 	return err
 }
 
-func (o *owner) Redo(ops []record.Op) error {
+func (o *owner) Log(_ unix.Timespec, promised int64, ops ...journal.Op) (journal.LSN, uint32, error) {
 	o.records++
-	if len(ops) == 0 {
-		n, err := o.step(0, 1, true)
-		if n == 1 {
-			o.redo = nil
-		}
-		return err
+	l := logged{promised: promised}
+	for _, op := range ops {
+		op.Data = bytes.Clone(op.Data)
+		l.ops = append(l.ops, op)
 	}
-	b, mac := record.AppendRedo(nil, fileID, ops)
-	copy(b[mac:], sum(b))
-	n, err := o.step(0, len(b), false)
-	o.redo = writeAt(o.redo, b[:n], 0)
+	err := o.add(l, 1)
+	return journal.LSN(len(o.log)), 1, err
+}
+
+func (o *owner) Live(uint32) bool     { return true }
+func (o *owner) Durable() journal.LSN { return o.durable }
+func (o *owner) Covered() bool        { return o.covered }
+
+func (o *owner) Commit(upTo journal.LSN) error {
+	o.syncs++
+	err := o.sync()
+	if err == nil {
+		o.durable = upTo
+	}
 	return err
+}
+
+func (o *owner) Direct(fence bool, durable int64, write func() error) error {
+	if !o.covered || fence {
+		o.grows++
+		if err := o.add(logged{grow: true, fence: fence, promised: durable}, 1); err != nil {
+			return err
+		}
+		if err := o.Commit(journal.LSN(len(o.log))); err != nil {
+			return err
+		}
+		o.covered = true
+	}
+	return write()
 }
 
 func sum(b []byte) []byte {
-	h := hmac.New(sha256.New, journal)
+	h := hmac.New(sha256.New, macKey)
 	h.Write(b)
 	return h.Sum(nil)
 }
@@ -105,47 +137,39 @@ func parseHeader(b []byte) (sparse, ok bool) {
 	return false, false
 }
 
-func (o *owner) Header(sparse bool) ([]byte, error) {
+func (o *owner) NewHeader(sparse bool) ([]byte, error) {
+	o.birth++
+	o.covered = true
 	block := header(sparse)
 	if o.geo.Base == 1024 {
 		return block, nil
 	}
-	n, err := o.step(0, 1, false) // xattr and sidecar replace it at once
-	if n == 1 {
-		o.apart = block
-	}
-	return fileID[:o.geo.Base], err
+	return fileID[:o.geo.Base], o.PutHeader(block)
 }
 
-func (o *owner) Emptied() {
-	if n, _ := o.step(0, 1, true); n == 1 {
-		o.durable = 0
+func (o *owner) Header(sparse bool) (journal.Op, error) {
+	if o.geo.Base == 1024 {
+		return journal.Op{Kind: journal.OpWrite, Data: header(sparse)}, nil
 	}
-	if n, _ := o.step(0, 1, true); n == 1 && o.geo.Base == 16 {
-		o.apart = nil
-	}
+	return journal.Op{Kind: journal.OpHeader, Data: header(sparse)}, nil
 }
+
+func (o *owner) PutHeader(block []byte) error {
+	n, err := o.step(0, 1, false) // xattr and sidecar replace it at once
+	if n == 1 {
+		o.apart = bytes.Clone(block)
+	}
+	return err
+}
+
+func (o *owner) Emptied() { o.covered = false }
 
 func (o *owner) Tight(int) bool { return o.tight }
 
-func (o *owner) Synced(size int64) error {
-	n, err := o.step(0, 1, true)
-	if n == 1 {
+func (o *owner) Synced(size int64) {
+	if err := o.add(logged{promised: size}, 1); err == nil {
 		o.synced = size
-		if o.listed {
-			o.durable = size
-		}
 	}
-	return err
-}
-
-// lower is what the volume does before a truncate: the promise shrinks.
-func (o *owner) lower(size int64) error {
-	n, err := o.step(0, 1, true)
-	if n == 1 {
-		o.durable = min(o.durable, size)
-	}
-	return err
 }
 
 // stored is a file on its disk with its owner, through crashes and reopening.
@@ -196,35 +220,61 @@ func (s *stored) open() error {
 	if err != nil {
 		return err
 	}
+	c.Durable, c.Promised = c.Size, c.Size
 	s.f, err = chunkfile.Open(c)
 	return err
 }
 
-// close writes out and takes the file off the list, as the volume does.
+// close writes out, as the volume does, and is a checkpoint.
 func (s *stored) close() error {
 	if err := s.f.Flush(); err != nil {
 		return err
 	}
+	if s.f.Pending() > 0 {
+		if err := s.own.Commit(journal.LSN(len(s.own.log))); err != nil {
+			return err
+		}
+		if err := s.f.Apply(); err != nil {
+			return err
+		}
+	}
 	s.f.Wipe()
 	s.f = nil
-	s.own.listed, s.own.redo = false, nil
+	s.own.log, s.own.covered, s.own.durable = nil, false, 0
 	return nil
 }
 
 // recover is what the next mount does. It can be killed and done again.
 func (s *stored) recover() error {
-	if !s.own.listed {
+	var ops []journal.Op
+	promised, live := int64(0), s.own.covered
+	for _, l := range s.own.log {
+		if l.birth != s.own.birth {
+			continue
+		}
+		if l.fence {
+			ops = nil
+		}
+		live, promised = true, l.promised
+		for _, op := range l.ops {
+			if op.Kind == journal.OpTruncate {
+				promised = min(promised, op.Off)
+			}
+		}
+		ops = append(ops, l.ops...)
+	}
+	if !live {
 		return s.open()
 	}
-	if _, ops, mac, signed, err := record.ParseRedo(s.own.redo); err == nil && hmac.Equal(mac[:], sum(signed)) {
-		if err := chunkfile.Apply(s.disk, ops); err != nil {
+	if len(s.disk.b) > 0 {
+		if err := chunkfile.Apply(s.disk, s.own.PutHeader, ops...); err != nil {
 			return fmt.Errorf("apply: %w", err)
 		}
 	}
 	c, err := s.config()
 	if err != nil {
-		if c.Size > int64(s.own.geo.Base) || s.own.durable > 0 {
-			return fmt.Errorf("%d bytes, %d durable: %w", c.Size, s.own.durable, err)
+		if c.Size > int64(s.own.geo.Base) || promised > 0 {
+			return fmt.Errorf("%d bytes, %d promised: %w", c.Size, promised, err)
 		}
 		if err := s.disk.Truncate(0); err != nil {
 			return err
@@ -232,13 +282,14 @@ func (s *stored) recover() error {
 		c.Size = 0
 	}
 	if c.Size > 0 {
-		if _, _, err := chunkfile.Repair(c, s.own.durable); err != nil {
+		c.Promised = promised
+		if _, err := chunkfile.Repair(c); err != nil {
 			return fmt.Errorf("repair: %w", err)
 		}
 	}
 	if s.dead {
 		return errPower
 	}
-	s.own.listed, s.own.redo = false, nil
+	s.own.log, s.own.covered, s.own.durable = nil, false, 0
 	return s.open()
 }

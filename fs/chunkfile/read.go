@@ -7,7 +7,7 @@ import (
 	"sync"
 
 	"github.com/kmsfs/kmsfs/crypto/dare"
-	"github.com/kmsfs/kmsfs/fs/record"
+	"github.com/kmsfs/kmsfs/fs/journal"
 )
 
 // ReadAt fills p from plaintext offset off. n < len(p) only at the end of the
@@ -147,27 +147,29 @@ func (f *File) readDisk(p []byte, off int64) (int, error) {
 		return n, err
 	}
 	clear(p[n:])
-	for _, op := range f.pending {
-		overlay(p, off, op)
+	for i := range f.pending {
+		overlay(p, off, &f.pending[i].op)
 	}
 	return int(max(0, min(int64(len(p)), f.diskSize-off))), nil
 }
 
 // overlay does to p, the bytes of a store file from off on, what op does to the
 // file.
-func overlay(p []byte, off int64, op record.Op) {
+func overlay(p []byte, off int64, op *journal.Op) {
 	size := op.Size
 	switch op.Kind {
-	case record.OpWrite:
+	case journal.OpWrite:
 		size = int64(len(op.Data))
-	case record.OpTruncate:
+	case journal.OpTruncate:
 		size = max(0, off+int64(len(p))-op.Off)
+	case journal.OpHeader:
+		return // is no part of any chunk
 	}
 	from, to := max(off, op.Off), min(off+int64(len(p)), op.Off+size)
 	if from >= to {
 		return
 	}
-	if op.Kind == record.OpWrite {
+	if op.Kind == journal.OpWrite {
 		copy(p[from-off:to-off], op.Data[from-op.Off:])
 	} else {
 		clear(p[from-off : to-off])

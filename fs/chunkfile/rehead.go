@@ -2,8 +2,7 @@ package chunkfile
 
 // Rehead calls rewrite, which puts another header in the place of the one that
 // is on the disk, with the same size and the same flags. Meanwhile nothing else
-// is written, and no redo record is left that would bring the old one back. It
-// reports false, without a call, where the disk has no header.
+// is written. It reports false, without a call, where the disk has no header.
 func (f *File) Rehead(rewrite func() error) (bool, error) {
 	f.mu.Lock()
 	defer f.unlock()
@@ -11,13 +10,6 @@ func (f *File) Rehead(rewrite func() error) (bool, error) {
 		return false, nil
 	}
 	if err := f.settle(); err != nil {
-		return false, err
-	}
-	// What the redo record can still mend has to be on the disk before it goes.
-	if err := f.disk.Datasync(); err != nil {
-		return false, err
-	}
-	if err := f.redo(nil); err != nil {
 		return false, err
 	}
 	return true, rewrite()

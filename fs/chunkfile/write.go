@@ -86,11 +86,6 @@ func (f *File) rollback(was mark) {
 	if f.lastOn > last {
 		f.lastOn = -1
 	}
-	// Room first: sealing the end again takes a redo record, and the disk may
-	// be full of what is taken back.
-	if end := f.slot(last + 1); last >= 0 && f.diskSize > end && len(f.pending) == 0 && f.disk.Truncate(end) == nil {
-		f.diskSize = end
-	}
 	_ = f.settle() // the next caller tries again, and tells
 }
 

@@ -129,12 +129,12 @@ func (v *Volume) Getattr(n *Node) (Attr, error) {
 
 // Setattr changes attributes and returns all of them.
 func (v *Volume) Setattr(ctx context.Context, n *Node, s SetAttr) (Attr, error) {
-	if v.conf.ReadOnly {
-		return Attr{}, unix.EROFS
+	if err := v.mayChange(); err != nil {
+		return Attr{}, err
 	}
 	if s.Size != nil {
 		if err := v.truncate(ctx, n, *s.Size); err != nil {
-			return Attr{}, v.note(err)
+			return Attr{}, v.note(n, err)
 		}
 	}
 	times := s.Atime != nil || s.Mtime != nil || s.AtimeNow || s.MtimeNow
@@ -201,6 +201,7 @@ func (v *Volume) change(n *Node, s SetAttr, times bool) error {
 		}
 		c = fileChanger{n.file.disk.Load()}
 	}
+	v.touched(n.key)
 	if err := applyAttrs(c, s, times); err != nil {
 		return err
 	}

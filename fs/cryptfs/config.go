@@ -3,11 +3,15 @@ package cryptfs
 import (
 	"context"
 	"log/slog"
+	"time"
 
 	"github.com/kmsfs/kmsfs/crypto/dare"
 	"github.com/kmsfs/kmsfs/crypto/envelope"
 	"github.com/kmsfs/kmsfs/crypto/keywrap"
+	"github.com/kmsfs/kmsfs/fs/backing"
 	"github.com/kmsfs/kmsfs/fs/classify"
+	"github.com/kmsfs/kmsfs/fs/journal"
+	"github.com/kmsfs/kmsfs/fs/lease"
 )
 
 // Config says which store to open and how.
@@ -17,11 +21,17 @@ type Config struct {
 	Keys     map[string][]string // class -> key URIs that this machine has pinned; the store's must be the same
 	ReadOnly bool                // no lock, no repair, no change
 	Alone    bool                // read-only, but with nobody else at the store
+	// Recover has a read-only Open finish what a crash left, as one for writing
+	// does, if nobody has the store and it can be written.
+	Recover bool
 	// WriteOnly lets files be made, written and named, and none be read: for a
 	// principal that may unwrap keys for names and for the store record only. The
 	// key of a file goes when its last handle does.
 	WriteOnly bool
-	Log       *slog.Logger // nil: nothing is logged. Plaintext names never are.
+	// LeaseInterval is how often the store's lease is renewed, 0: lease.DefaultInterval.
+	// Another machine waits for three and a half of them after this one died.
+	LeaseInterval time.Duration
+	Log           *slog.Logger // nil: nothing is logged. Plaintext names never are.
 	// SameKey tells that two key URIs are one key, such as replicas of a
 	// multi-Region key; nil: only equal URIs are.
 	SameKey func(a, b string) bool
@@ -34,6 +44,9 @@ type Config struct {
 	Observe    func(ctx context.Context, u envelope.Use) error
 	Call       func(ctx context.Context, c envelope.CallRecord) error
 	Background func(ctx context.Context) context.Context
+	Journal    journal.Options
+	Tap        backing.Tap             // tests: in place of every operation on the store's disk; nil: none
+	machine    *lease.Identity         // tests: on whose machine the volume is; nil: this one
 	onStep     func(what string) error // tests: called before each change that a job makes
 }
 
@@ -68,8 +81,7 @@ const (
 	storeFile      = "store"   // in metaDir
 	classesDir     = "classes" // in metaDir
 	lockFile       = "lock"    // in metaDir
-	writingFile    = "writing" // in metaDir
-	redoPrefix     = "redo."   // in metaDir, and the slot
+	journalDir     = "journal" // in metaDir
 	dirFile        = ".kmsfs.dir"
 	longEntry      = ".kmsfs.l."
 	longName       = ".kmsfs.n."

@@ -248,6 +248,10 @@ func (v *Volume) Mkdir(ctx context.Context, dir *Node, name string, mode uint32,
 // buildDir makes a directory with its record. Owner and mode come last: they
 // may be such that we could not write into it any more.
 func (v *Volume) buildDir(parent *Node, d *backing.Dir, tmp string, rec []byte, mode uint32, c Caller) error {
+	// The record is not synced: after a crash somebody must look for it.
+	if _, err := v.journal.Epoch(); err != nil {
+		return err
+	}
 	m := v.modeIn(parent, d, mode&0o7777, c)
 	if err := d.Mkdir(tmp, m|0o700); err != nil {
 		return err
@@ -307,6 +311,11 @@ func (v *Volume) Link(ctx context.Context, n *Node, dir *Node, name string) (Att
 		return Attr{}, fmt.Errorf("link: %w", ErrCrossClass)
 	}
 	got, a, err := v.made(dir, cipher, name, func(d *backing.Dir, entry string) error {
+		if l, _ := n.where(); l.parent != dir && v.isFresh(dir) && !v.isLoose(n.key) {
+			if err := v.syncRecords(dir); err != nil { // the new name must not be lost with the record
+				return err
+			}
+		}
 		return v.linkInto(n, d, entry)
 	})
 	if err != nil {

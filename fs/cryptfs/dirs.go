@@ -199,14 +199,14 @@ func (v *Volume) load(ctx context.Context, n *Node) (*nameenc.Cipher, error) {
 	}
 	v.ns.RUnlock()
 	if err != nil {
-		return nil, v.note(err)
+		return nil, v.note(n, err)
 	}
 	cipher, err := v.names(ctx, cl)
 	if err != nil {
 		return nil, err
 	}
 	if err := checkDirRecord(cipher, d); err != nil {
-		return nil, v.note(fmt.Errorf("directory %d: %w", n.key.ino, err))
+		return nil, v.note(n, fmt.Errorf("directory %d: %w", n.key.ino, err))
 	}
 	if second {
 		v.log.Warn("directory record read from its second copy: run kmsfs fsck --repair", "ino", n.key.ino)
@@ -227,6 +227,12 @@ func (v *Volume) settleDir(n *Node, id nameenc.DirID, cl *class, fresh bool) {
 		return
 	}
 	d.id, d.class, d.agrees, d.fresh, d.loaded = id, cl, want == cl.name, fresh, true
+	if fresh {
+		v.nodes.hold(n)
+		v.loose.mu.Lock()
+		v.loose.fresh[n] = struct{}{}
+		v.loose.mu.Unlock()
+	}
 	if !d.agrees {
 		v.log.Error("policy and directory record disagree: files can be read, not written; run kmsfs classify or reclassify",
 			"ino", n.key.ino, "policy", want, "record", cl.name, "audit", true)
@@ -264,8 +270,8 @@ func (v *Volume) childPath(dir *Node, name string) string {
 
 // loadForWrite is load for an operation that makes something in the directory.
 func (v *Volume) loadForWrite(ctx context.Context, n *Node) (*nameenc.Cipher, error) {
-	if v.conf.ReadOnly {
-		return nil, unix.EROFS
+	if err := v.mayChange(); err != nil {
+		return nil, err
 	}
 	cipher, err := v.load(ctx, n)
 	if err != nil {

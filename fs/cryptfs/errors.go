@@ -5,6 +5,7 @@ import (
 
 	"github.com/kmsfs/kmsfs/crypto/envelope"
 	"github.com/kmsfs/kmsfs/crypto/fault"
+	"github.com/kmsfs/kmsfs/fs/lease"
 )
 
 // FileError tells which file, directory or class an error is about. It wraps the
@@ -54,6 +55,11 @@ var (
 	ErrName = fault.New(fault.Integrity, "cryptfs: stored name fails authentication")
 	// ErrLocked means that another process has the store mounted.
 	ErrLocked = fault.New(fault.Conflict, "cryptfs: store is in use by another process")
+	// ErrElsewhere means that another machine has the store mounted.
+	ErrElsewhere = lease.ErrHeld
+	// ErrHalted means that nothing more is written, because another machine may
+	// have taken the store over.
+	ErrHalted = fault.New(fault.Forbidden, "cryptfs: the mount takes no changes any more")
 	// ErrClassMismatch means that the policy and the directory's record disagree.
 	ErrClassMismatch = fault.New(fault.Forbidden, "cryptfs: policy and directory record name different classes")
 	// ErrWriteOnly means that a write-only volume was asked to read a file, or to

@@ -146,24 +146,8 @@ func (k *checker) unfinished() error {
 		k.add(Problem{Path: path.Join(metaDir, record.RewrapFile), Class: "unfinished",
 			What: "a rewrap was ended while it wrote headers: mount the store, or run fsck --repair, to finish them"})
 	}
-	f, err := k.v.meta.Open(writingFile, unix.O_RDONLY, 0)
-	if errors.Is(err, unix.ENOENT) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer func() { _ = f.Close() }()
-	size, err := f.Size()
-	if err != nil {
-		return err
-	}
-	b := make([]byte, size)
-	if _, err := f.ReadAt(b, 0); err != nil {
-		return err
-	}
-	if len(bytes.Trim(b, "\x00")) > 0 {
-		k.add(Problem{Path: path.Join(metaDir, writingFile), Class: "unfinished",
+	if k.v.found != nil {
+		k.add(Problem{Path: path.Join(metaDir, journalDir), Class: "unfinished",
 			What: "the store was not unmounted cleanly: mount it, or run fsck --repair, to finish files that were being written"})
 	}
 	return nil
@@ -358,7 +342,8 @@ func (k *checker) read(ctx context.Context, d *backing.Dir, entry string, cl *cl
 	}
 	defer sec.wipe()
 	f, err := chunkfile.Open(chunkfile.Config{
-		Disk: disk, Geo: cl.geo, Codec: sec.codec, Owner: &repairOwner{v: v}, Size: st.Size, Sparse: sec.header.Sparse,
+		Disk: disk, Geo: cl.geo, Codec: sec.codec, Owner: unlogged{}, Size: st.Size, Sparse: sec.header.Sparse,
+		Pending: v.overlay(sec.header),
 	})
 	if err != nil {
 		return 0, err
@@ -409,7 +394,7 @@ func (k *checker) internal(d *backing.Dir, where string, e backing.Entry, owners
 		return
 	}
 	if k.conf.Repair {
-		p.Mended = k.quarantine(d, e.Name) == nil
+		p.Mended = k.v.quarantine(d, e.Name) == nil
 	}
 	k.add(p)
 }
@@ -432,19 +417,4 @@ func (k *checker) owners(d *backing.Dir, entries []backing.Entry) map[string]boo
 		}
 	}
 	return out
-}
-
-const quarantineDir = "quarantine" // in metaDir
-
-// quarantine moves an orphan out of the tree, rather than deleting it.
-func (k *checker) quarantine(d *backing.Dir, entry string) error {
-	if err := k.v.meta.Mkdir(quarantineDir, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
-		return err
-	}
-	q, err := k.v.meta.OpenDir(quarantineDir)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = q.Close() }()
-	return d.Rename(entry, q, entry+"."+backing.TempName()[len(backing.TempPrefix):], 0)
 }

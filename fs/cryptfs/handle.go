@@ -35,7 +35,7 @@ func (v *Volume) Open(ctx context.Context, n *Node, flags int, killPriv bool) (*
 	m := openMode{read: access != unix.O_WRONLY, write: access != unix.O_RDONLY, cut: flags&unix.O_TRUNC != 0}
 	h, err := v.open(ctx, n, m)
 	if err != nil {
-		return nil, v.note(err)
+		return nil, v.note(n, err)
 	}
 	if m.cut && killPriv {
 		if err := v.change(n, SetAttr{KillPriv: true}, false); err != nil {
@@ -83,8 +83,8 @@ func (v *Volume) open(ctx context.Context, n *Node, m openMode) (*Handle, error)
 // mayWrite answers ErrClassMismatch for a file in a directory whose class the
 // policy and the record disagree about.
 func (v *Volume) mayWrite(ctx context.Context, n *Node) error {
-	if v.conf.ReadOnly {
-		return unix.EROFS
+	if err := v.mayChange(); err != nil {
+		return err
 	}
 	l, ok := n.where()
 	if !ok {
@@ -99,7 +99,7 @@ func (v *Volume) mayWrite(ctx context.Context, n *Node) error {
 func (v *Volume) join(n *Node, write bool) (f *openFile, gen uint64) {
 	n.opening.Lock()
 	defer n.opening.Unlock()
-	if f := n.openFile(); f != nil && (!write || f.writable.Load() && f.keyed.Load()) {
+	if f := n.openFile(); f != nil && !f.idle.Load() && (!write || f.writable.Load() && f.keyed.Load()) {
 		n.handles++
 		return f, n.gen
 	}
@@ -193,24 +193,16 @@ func (v *Volume) changedSince(n *Node, gen uint64, err error) error {
 
 // cutDisk cuts a store file that nobody has open to nothing.
 func (v *Volume) cutDisk(n *Node, disk *backing.File) error {
-	v.ns.RLock()
-	defer v.ns.RUnlock()
-	side := ""
-	if b := make([]byte, idLen); v.place.Sidecar(b) != "" {
-		k, err := disk.ReadAt(b, 0)
-		if err != nil {
+	var id envelope.ID
+	if v.place.Sidecar(id[:]) != "" {
+		if _, err := disk.ReadAt(id[:], 0); err != nil {
 			return err
 		}
-		side = v.place.Sidecar(b[:k])
 	}
-	if err := disk.Truncate(0); err != nil || side == "" {
+	if err := disk.Truncate(0); err != nil {
 		return err
 	}
-	at := v.spots(n, nil)
-	defer at.release()
-	for _, d := range at.dirs {
-		v.removeUnshared(d, side, n.key.ino)
-	}
+	v.doom(n, nil, id)
 	return nil
 }
 
@@ -351,6 +343,7 @@ func (h *Handle) WriteAt(p []byte, off int64, killPriv bool) (int, error) {
 		}
 		h.f.suid.Store(false)
 	}
+	h.f.v.journal.Throttle(context.Background())
 	n, err := h.f.cf.WriteAt(p, off)
 	h.f.v.counters.written.Add(uint64(n))
 	if err != nil {
@@ -359,20 +352,10 @@ func (h *Handle) WriteAt(p []byte, off int64, killPriv bool) (int, error) {
 	return n, nil
 }
 
-// Truncate sets the plaintext size. An fsync's promise shrinks with the file.
+// Truncate sets the plaintext size.
 func (h *Handle) Truncate(size int64) error {
-	f := h.f
-	f.mu.Lock()
-	var err error
-	if size < f.durable && f.slot >= 0 {
-		err = f.v.journal.write(f.slot, f.secrets.header.File, f.n.key.ino, size)
-	}
-	f.durable = min(f.durable, size)
-	f.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	return f.cf.Truncate(size)
+	h.f.v.journal.Throttle(context.Background())
+	return h.f.cf.Truncate(size)
 }
 
 // Allocate is fallocate(2); see chunkfile.
@@ -380,6 +363,7 @@ func (h *Handle) Allocate(mode uint32, off, size int64) error {
 	if !h.write {
 		return unix.EBADF
 	}
+	h.f.v.journal.Throttle(context.Background())
 	return h.f.about(h.f.cf.Allocate(mode, off, size))
 }
 
@@ -406,26 +390,28 @@ func (h *Handle) Fsync(dataOnly bool) error {
 	return f.about(f.cf.Fsync(dataOnly, f.syncApart))
 }
 
-// syncApart makes durable what a file needs outside itself.
-func (f *openFile) syncApart() error {
+// syncApart makes durable what a file needs outside itself, and answers whether
+// it has attributes that are not durable.
+func (f *openFile) syncApart() (meta bool, err error) {
 	v := f.v
+	meta = v.takeMeta(f.n.key)
 	v.ns.RLock()
 	defer v.ns.RUnlock()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.apart {
 		at := v.spots(f.n, f.home)
-		err := v.place.Sync(at.dirs, f.secrets.header.File)
+		err := v.place.Sync(at.dirs, f.file)
 		at.release()
 		if err != nil {
-			return err
+			return false, err
 		}
-		f.apart = false
+		meta, f.apart = meta || !v.place.Body(), false
 	}
 	if l, ok := f.n.where(); ok {
-		return v.syncRecords(l.parent)
+		return meta, v.syncRecords(l.parent)
 	}
-	return nil
+	return meta, nil
 }
 
 // Release lets go of the handle. What could not be written by now is in the log;

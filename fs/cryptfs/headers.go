@@ -43,6 +43,9 @@ func (v *Volume) dropSidecar(dir *backing.Dir, name string, st backing.Stat) {
 		return
 	}
 	if st.Nlink > 1 {
+		if own, err := dir.Stat(name); err != nil || own.Nlink == 1 {
+			return // a directory that is not known yet has a name of the file: it is looked for there
+		}
 		still := false
 		err := dir.Each(func(e backing.Entry) bool {
 			still = e.Ino == st.Ino && e.Name != name

@@ -21,7 +21,8 @@ type Health struct {
 	ReadOnly  bool          `json:"read_only"`
 	WriteOnly bool          `json:"write_only"`
 	Classes   []ClassHealth `json:"classes"`
-	Failures  []Failure     `json:"failures"` // of late, the newest last; the oldest are dropped
+	Condition Condition     `json:"condition"` // of the store, as far as the volume has seen it
+	Failures  []Failure     `json:"failures"`  // of late, the newest last; the oldest are dropped
 }
 
 // ClassHealth says what works for a class now.
@@ -93,6 +94,8 @@ const (
 type healthState struct {
 	mu       sync.Mutex
 	failures []Failure
+	damage   Damage
+	halt     *Halt
 
 	asking sync.Mutex
 	last   *Health
@@ -108,6 +111,7 @@ func (v *Volume) Health(ctx context.Context) *Health {
 		s.last = v.askHealth(ctx)
 	}
 	out := *s.last
+	out.Condition = v.condition()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out.Failures = slices.Clone(s.failures)

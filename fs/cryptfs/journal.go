@@ -1,191 +1,316 @@
 package cryptfs
 
 import (
-	"crypto/hmac"
-	"errors"
-	"fmt"
-	"strconv"
-	"strings"
+	"maps"
 	"sync"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/kmsfs/kmsfs/crypto/envelope"
-	"github.com/kmsfs/kmsfs/crypto/keymem"
-	"github.com/kmsfs/kmsfs/fs/backing"
-	"github.com/kmsfs/kmsfs/fs/record"
+	"github.com/kmsfs/kmsfs/fs/journal"
 )
 
-// journal is the store's list of files being written, and a redo record for
-// each of them. A file is entered before its first change and leaves when its
-// end on the disk is sealed. Entries are authenticated under the store key:
-// whoever could add one could have a file that they cut sealed again.
-type journal struct {
-	meta *backing.Dir
-	key  *keymem.Key
-
-	mu   sync.Mutex
-	list *backing.File
-	free []int
-	next int
-	redo map[int]*backing.File
+// inodeState is what the volume remembers of a store file that nobody has open.
+// What it knows nothing of is on the disk as it is.
+type inodeState struct {
+	epoch             uint32 // in which it was let go of; void after that
+	durable, promised int64  // see chunkfile.Config
+	unsynced          bool   // its bytes may not be on the disk
+	meta              bool   // its attributes may not be
+	apart             bool   // its header elsewhere may not be
 }
 
-func newJournal(meta *backing.Dir, key *keymem.Key) (*journal, error) {
-	f, err := meta.Open(writingFile, unix.O_RDWR|unix.O_CREAT, 0o600)
+// unsettled is what a checkpoint settles beside the journal's own records.
+type unsettled struct {
+	mu     sync.Mutex
+	inodes map[inoKey]inodeState
+	heads  map[inoKey]uint32             // epoch in which a header was last logged
+	fresh  map[*Node]struct{}            // directories whose record may not be on the disk
+	doomed map[envelope.ID]doomed        // sidecars to be removed once their files' cut is durable
+	broken map[envelope.ID]journal.Entry // files that recovery could not finish yet
+
+	// dooming is held while sidecars are removed or spared. It comes before
+	// Volume.ns and mu.
+	dooming sync.Mutex
+}
+
+// doomed is a sidecar that its file does not need any more.
+type doomed struct{ n, home *Node }
+
+func newUnsettled() *unsettled {
+	return &unsettled{
+		inodes: map[inoKey]inodeState{}, heads: map[inoKey]uint32{}, fresh: map[*Node]struct{}{},
+		doomed: map[envelope.ID]doomed{}, broken: map[envelope.ID]journal.Entry{},
+	}
+}
+
+// touched remembers that an inode's attributes were changed.
+func (v *Volume) touched(k inoKey) {
+	epoch, err := v.journal.Epoch()
 	if err != nil {
-		return nil, err
+		return // nothing can be changed in this volume any more
 	}
-	return &journal{meta: meta, key: key, list: f, redo: map[int]*backing.File{}}, nil
+	v.loose.mu.Lock()
+	defer v.loose.mu.Unlock()
+	s, ok := v.loose.inodes[k]
+	if !ok {
+		s.durable = unknown
+	}
+	s.epoch, s.meta = epoch, true
+	v.loose.inodes[k] = s
 }
 
-func (j *journal) close() {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	for _, f := range j.redo {
-		_ = f.Close()
+// unknown says that all of a store file is durable, as far as its bytes go.
+const unknown = -1
+
+// leave remembers the state of a file that nobody has open any more.
+func (v *Volume) leave(f *openFile) {
+	durable, promised, unsynced := f.cf.State()
+	epoch, err := v.journal.Epoch()
+	if err != nil {
+		return
 	}
-	_ = j.list.Close()
-	j.key.Wipe()
+	v.loose.mu.Lock()
+	defer v.loose.mu.Unlock()
+	s := v.loose.inodes[f.n.key]
+	switch {
+	case unsynced:
+		s.epoch, s.durable, s.promised, s.unsynced = epoch, durable, promised, true
+	case s.meta:
+		s.durable, s.promised, s.unsynced = unknown, 0, false
+	case !f.isApart():
+		delete(v.loose.inodes, f.n.key)
+		return
+	default:
+		s = inodeState{epoch: epoch, durable: unknown}
+	}
+	s.apart = f.isApart()
+	v.loose.inodes[f.n.key] = s
 }
 
-// begin enters a file and returns its slot.
-func (j *journal) begin(id envelope.ID, ino uint64) (int, error) {
-	j.mu.Lock()
-	slot := j.next
-	if n := len(j.free); n > 0 {
-		slot, j.free = j.free[n-1], j.free[:n-1]
+// resume returns what is durable of a store file of this size that is opened
+// again. Of an empty one not even that is known.
+func (v *Volume) resume(k inoKey, size int64) (durable, promised int64, unsynced bool) {
+	if v.journal == nil || size == 0 {
+		return 0, 0, true
+	}
+	v.loose.mu.Lock()
+	s, ok := v.loose.inodes[k]
+	v.loose.mu.Unlock()
+	if !ok || s.durable == unknown {
+		return size, size, false
+	}
+	if epoch, err := v.journal.Epoch(); err != nil || s.epoch != epoch {
+		return size, s.promised, s.unsynced // a checkpoint may be making it durable just now
+	}
+	return s.durable, s.promised, s.unsynced
+}
+
+// takeApart reports whether the header elsewhere of a file that is opened again
+// has to be made durable with it, which its owner does from now on.
+func (v *Volume) takeApart(k inoKey) bool {
+	v.loose.mu.Lock()
+	defer v.loose.mu.Unlock()
+	s, ok := v.loose.inodes[k]
+	if !ok || !s.apart {
+		return false
+	}
+	s.apart = false
+	v.loose.inodes[k] = s
+	return true
+}
+
+// isLoose reports whether a store file may not be on the disk yet.
+func (v *Volume) isLoose(k inoKey) bool {
+	v.loose.mu.Lock()
+	defer v.loose.mu.Unlock()
+	return v.loose.inodes[k].unsynced
+}
+
+// takeMeta reports whether an inode's attributes have to be made durable, which
+// the caller does.
+func (v *Volume) takeMeta(k inoKey) bool {
+	v.loose.mu.Lock()
+	defer v.loose.mu.Unlock()
+	s := v.loose.inodes[k]
+	if !s.meta {
+		return false
+	}
+	if s.meta = false; s.unsynced || s.apart {
+		v.loose.inodes[k] = s
 	} else {
-		j.next++
+		delete(v.loose.inodes, k)
 	}
-	j.mu.Unlock()
-	err := j.write(slot, id, ino, 0)
+	return true
+}
+
+// Settle has the journal on the disk and does in place what it has, as happens
+// every few seconds anyway. The error is that of the journal.
+func (v *Volume) Settle() error {
+	v.settleAll()
+	return v.journal.Err()
+}
+
+// Checkpoint makes everything that was done so far durable in its place, and
+// empties the journal of it.
+func (v *Volume) Checkpoint() error {
+	fresh := map[*Node]struct{}{}
+	gone := map[envelope.ID]doomed{}
+	err := v.journal.Checkpoint(func() error {
+		v.loose.mu.Lock()
+		maps.Copy(fresh, v.loose.fresh)
+		maps.Copy(gone, v.loose.doomed)
+		broken := maps.Clone(v.loose.broken)
+		v.loose.mu.Unlock()
+		for _, e := range broken {
+			if _, err := v.journal.Append(e); err != nil {
+				return err
+			}
+		}
+		for _, f := range v.openFiles() {
+			if err := f.cf.Settle(); err != nil {
+				v.log.Warn("what is in the journal could not be done in place yet", "ino", f.n.key.ino, "error", err)
+			}
+		}
+		return v.journal.Err()
+	}, v.root.SyncFS)
 	if err != nil {
-		j.mu.Lock()
-		j.free = append(j.free, slot)
-		j.mu.Unlock()
+		return err
 	}
-	return slot, err
-}
-
-// write enters what is true of a slot's file now; durable is the plaintext size
-// that an fsync promised.
-func (j *journal) write(slot int, id envelope.ID, ino uint64, durable int64) error {
-	w := record.Writing{Slot: slot, File: id, Ino: ino, Durable: durable}
-	w.MAC = hmacSum(j.key, w.Body())
-	return wrapf(j.list.WriteAt(w.Encode(), int64(slot)*record.WritingLen), "writing list")
-}
-
-// end frees a slot.
-func (j *journal) end(slot int) error {
-	if err := j.list.WriteAt(make([]byte, record.WritingLen), int64(slot)*record.WritingLen); err != nil {
-		return wrapf(err, "writing list")
+	v.settled(fresh)
+	for id, d := range gone {
+		v.removeDoomed(id, d)
 	}
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if f := j.redo[slot]; f != nil {
-		delete(j.redo, slot)
-		_ = f.Close()
-		_ = j.meta.Unlink(redoName(slot)) // stale ones name another file and are skipped
-	}
-	j.free = append(j.free, slot)
 	return nil
 }
 
-func redoName(slot int) string { return redoPrefix + strconv.Itoa(slot) }
-
-// record replaces a slot's redo record; no operations: there is none any more.
-func (j *journal) record(slot int, id envelope.ID, ops []record.Op) error {
-	j.mu.Lock()
-	f := j.redo[slot]
-	j.mu.Unlock()
-	if len(ops) == 0 {
-		if f == nil {
-			return nil
+// settled forgets what a checkpoint has made durable.
+func (v *Volume) settled(fresh map[*Node]struct{}) {
+	oldest := v.journal.Oldest()
+	v.loose.mu.Lock()
+	for k, s := range v.loose.inodes {
+		if s.epoch < oldest {
+			delete(v.loose.inodes, k)
 		}
-		return f.Truncate(0)
 	}
-	if f == nil {
-		var err error
-		if f, err = j.meta.Open(redoName(slot), unix.O_RDWR|unix.O_CREAT|unix.O_TRUNC, 0o600); err != nil {
-			return wrapf(err, "redo record")
+	for k, epoch := range v.loose.heads {
+		if epoch < oldest {
+			delete(v.loose.heads, k)
 		}
-		j.mu.Lock()
-		j.redo[slot] = f
-		j.mu.Unlock()
 	}
-	buf := redoBufs.Get().(*[]byte)
-	defer redoBufs.Put(buf)
-	b, mac := record.AppendRedo((*buf)[:0], id, ops)
-	sum := hmacSum(j.key, b)
-	copy(b[mac:], sum[:])
-	*buf = b
-	return wrapf(f.WriteAt(b, 0), "redo record")
+	v.loose.mu.Unlock()
+	for n := range fresh {
+		v.firm(n)
+	}
 }
 
-var redoBufs = sync.Pool{New: func() any { return new([]byte) }}
-
-// entries reads the whole list. Slots that are damaged or not ours are told in
-// bad, and left alone.
-func (j *journal) entries() (out []*record.Writing, bad []error, err error) {
-	size, err := j.list.Size()
-	if err != nil {
-		return nil, nil, err
+// firm notes that a directory's record is on the disk.
+func (v *Volume) firm(n *Node) {
+	n.mu.Lock()
+	n.dir.fresh = false
+	n.mu.Unlock()
+	v.loose.mu.Lock()
+	_, held := v.loose.fresh[n]
+	delete(v.loose.fresh, n)
+	v.loose.mu.Unlock()
+	if held {
+		v.Forget(n, 1)
 	}
-	b := make([]byte, record.WritingLen)
-	for slot := 0; int64(slot)*record.WritingLen < size; slot++ {
-		j.next = slot + 1
-		n, err := j.list.ReadAt(b, int64(slot)*record.WritingLen)
-		if err != nil {
-			return nil, nil, err
+}
+
+// settleAll has the journal on the disk, does in place what is pending, and lets
+// go of files that waited only for that.
+func (v *Volume) settleAll() {
+	if err := v.journal.Commit(v.journal.Last()); err != nil {
+		v.log.Error("journal", "error", err, "audit", true)
+		return
+	}
+	for _, f := range v.openFiles() {
+		if f.cf.Pending() == 0 {
+			continue
 		}
-		w, err := record.ParseWriting(b[:n], slot)
-		if err == nil && w != nil {
-			if sum := hmacSum(j.key, w.Body()); !hmac.Equal(sum[:], w.MAC[:]) {
-				err = fmt.Errorf("writing list slot %d: %w", slot, ErrRecord)
+		if err := f.cf.Apply(); err != nil {
+			v.log.Error("what is in the journal could not be done in place yet", "ino", f.n.key.ino, "error", err)
+		}
+	}
+	v.finishIdle()
+}
+
+// finishIdle closes files that have no handle and nothing pending.
+func (v *Volume) finishIdle() {
+	for _, f := range v.openFiles() {
+		if !f.idle.Load() || f.cf.Pending() > 0 {
+			continue
+		}
+		f.n.opening.Lock()
+		if f.n.openFile() == f && f.n.handles == 0 {
+			if err := f.finish(); err != nil {
+				v.log.Error("close failed", "ino", f.n.key.ino, "error", err)
 			}
 		}
-		switch {
-		case err != nil:
-			bad = append(bad, err)
-		case w == nil:
-			j.free = append(j.free, slot)
-		default:
-			out = append(out, w)
-		}
+		f.n.opening.Unlock()
 	}
-	return out, bad, nil
 }
 
-// pending returns the redo operations of a slot, if there is a whole record for
-// this file.
-func (j *journal) pending(slot int, id envelope.ID) ([]record.Op, error) {
-	b, err := j.meta.ReadFile(redoName(slot), record.MaxRedo)
-	if errors.Is(err, unix.ENOENT) {
-		return nil, nil
+// doom has a sidecar removed once it is durable that its file is empty: before,
+// the file could turn out to be what it was, without its header.
+func (v *Volume) doom(n, home *Node, id envelope.ID) {
+	if v.place.Sidecar(id[:]) == "" {
+		return
 	}
-	if err != nil {
-		return nil, err
-	}
-	file, ops, mac, signed, err := record.ParseRedo(b)
-	if err != nil || file != id {
-		return nil, nil // torn, so not begun; or of the slot's file before
-	}
-	if sum := hmacSum(j.key, signed); !hmac.Equal(sum[:], mac[:]) {
-		return nil, nil // torn
-	}
-	return ops, nil
+	v.loose.dooming.Lock()
+	defer v.loose.dooming.Unlock()
+	v.reprieve(id)
+	v.nodes.hold(n)
+	v.nodes.hold(home)
+	v.loose.mu.Lock()
+	defer v.loose.mu.Unlock()
+	v.loose.doomed[id] = doomed{n, home}
 }
 
-// reset empties the list if nothing is in it, and clears away what belonged to
-// entries of before, and temporaries.
-func (j *journal) reset() error {
-	err := j.meta.Each(func(e backing.Entry) bool {
-		if isTemp(e.Name) || strings.HasPrefix(e.Name, redoPrefix) {
-			_ = j.meta.Unlink(e.Name) // they do no harm
+// spare keeps a sidecar that is needed again.
+func (v *Volume) spare(id envelope.ID) {
+	v.loose.dooming.Lock()
+	defer v.loose.dooming.Unlock()
+	v.reprieve(id)
+}
+
+// reprieve takes a sidecar off the list. dooming is held.
+func (v *Volume) reprieve(id envelope.ID) {
+	v.loose.mu.Lock()
+	d, ok := v.loose.doomed[id]
+	delete(v.loose.doomed, id)
+	v.loose.mu.Unlock()
+	if ok {
+		v.Forget(d.n, 1)
+		if d.home != nil {
+			v.Forget(d.home, 1)
 		}
-		return true
-	})
-	j.free, j.next = nil, 0
-	return errors.Join(err, j.list.Truncate(0))
+	}
+}
+
+// headed remembers that the header of a file was logged.
+func (v *Volume) headed(k inoKey, epoch uint32) {
+	v.loose.mu.Lock()
+	defer v.loose.mu.Unlock()
+	v.loose.heads[k] = epoch
+}
+
+// headLogged reports whether the journal would bring a header back.
+func (v *Volume) headLogged(k inoKey) bool {
+	v.loose.mu.Lock()
+	defer v.loose.mu.Unlock()
+	_, ok := v.loose.heads[k]
+	return ok
+}
+
+// removeDoomed removes a sidecar unless its file needs it again.
+func (v *Volume) removeDoomed(id envelope.ID, d doomed) {
+	v.loose.dooming.Lock()
+	defer v.loose.dooming.Unlock()
+	v.loose.mu.Lock()
+	_, still := v.loose.doomed[id]
+	v.loose.mu.Unlock()
+	if still {
+		v.removeSidecars(d.n, d.home, id)
+		v.reprieve(id)
+	}
 }

@@ -167,6 +167,16 @@ func (v *Volume) relink(n *Node, from, to link) {
 	v.nodes.addLink(n, to)
 }
 
+// hold adds a reference to a node that has one.
+func (t *nodeTable) hold(n *Node) {
+	if n == nil {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n.refs++
+}
+
 // find returns the node of an inode if it is known; no reference is added.
 func (t *nodeTable) find(key inoKey) *Node {
 	t.mu.Lock()

@@ -7,13 +7,15 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/kmsfs/kmsfs/crypto/dare"
 	"github.com/kmsfs/kmsfs/crypto/envelope"
 	"github.com/kmsfs/kmsfs/crypto/keywrap"
 	"github.com/kmsfs/kmsfs/fs/backing"
 	"github.com/kmsfs/kmsfs/fs/chunkfile"
+	"github.com/kmsfs/kmsfs/fs/journal"
 	"github.com/kmsfs/kmsfs/fs/placement"
-	"github.com/kmsfs/kmsfs/fs/record"
 )
 
 // openFile is what all handles of one inode share: the store file, the key, and
@@ -33,12 +35,15 @@ type openFile struct {
 	writable atomic.Bool     // disk can be written
 	keyed    atomic.Bool     // the secrets are at work
 
+	idle atomic.Bool // no handle is left; it is open for what the journal has
+
 	// mu guards what the chunkfile's calls back into Owner use.
 	mu      sync.Mutex
 	secrets secrets
-	slot    int // in the writing list, -1: not in it
-	durable int64
-	apart   bool // the header elsewhere may not be on the disk yet
+	file    envelope.ID // of the header, also when the secrets are gone
+	birth   uint64      // of the header
+	covered uint32      // newest epoch in which the file's growth is on record
+	apart   bool        // the header elsewhere may not be on the disk yet
 }
 
 // secrets is a file's key at work, with the header that it belongs to.
@@ -129,7 +134,7 @@ func (f *openFile) about(err error) error {
 		e.File = h.File
 	}
 	f.mu.Unlock()
-	return f.v.note(e)
+	return f.v.note(f.n, e)
 }
 
 // openEntry is placement.Open.
@@ -206,10 +211,23 @@ func (v *Volume) attach(n *Node, o *opener) (*openFile, error) {
 	n.opening.Lock()
 	defer n.opening.Unlock()
 	if f := n.openFile(); f != nil {
+		if f.idle.Load() && o.cut {
+			if err := f.finish(); err != nil {
+				o.drop()
+				return nil, err
+			}
+			return v.attachNew(n, o)
+		}
 		n.handles++
+		f.rest(false)
 		f.join(o.disk, o.writable, o.sec)
 		return f, nil
 	}
+	return v.attachNew(n, o)
+}
+
+// attachNew gives a node that has none its open file. n.opening is held.
+func (v *Volume) attachNew(n *Node, o *opener) (*openFile, error) {
 	err := error(nil)
 	switch {
 	case o.cut:
@@ -222,15 +240,21 @@ func (v *Volume) attach(n *Node, o *opener) (*openFile, error) {
 		o.drop()
 		return nil, err
 	}
-	f := &openFile{v: v, n: n, class: n.class, home: o.home, secrets: o.sec, slot: -1}
+	f := &openFile{v: v, n: n, class: n.class, home: o.home, secrets: o.sec}
 	f.disk.Store(o.disk)
 	f.writable.Store(o.writable)
 	f.keyed.Store(o.sec.key != nil)
-	f.cf, err = chunkfile.Open(chunkfile.Config{
-		Disk: o.disk, Geo: n.class.geo, Codec: o.sec.codec, Owner: f, Size: o.size,
-		Sparse: o.sec.header != nil && o.sec.header.Sparse,
-	})
-	if err != nil {
+	c := chunkfile.Config{Disk: v.fence(o.disk), Geo: n.class.geo, Codec: o.sec.codec, Owner: f, Size: o.size}
+	if h := o.sec.header; h != nil {
+		c.Sparse, f.file = h.Sparse, h.File
+		if o.size > 0 {
+			f.birth, f.covered = h.Birth, uint32(h.Birth>>32)
+			c.Pending = v.overlay(h)
+		}
+	}
+	c.Durable, c.Promised, c.Unsynced = v.resume(n.key, o.size)
+	f.apart = v.takeApart(n.key)
+	if f.cf, err = chunkfile.Open(c); err != nil {
 		o.drop()
 		return nil, err
 	}
@@ -241,6 +265,9 @@ func (v *Volume) attach(n *Node, o *opener) (*openFile, error) {
 	v.files.Lock()
 	v.files.open[f] = struct{}{}
 	v.files.Unlock()
+	if durable, _, _ := v.resume(n.key, o.size); durable != c.Durable { // a checkpoint began, and missed it
+		f.cf.Protect()
+	}
 	return f, nil
 }
 
@@ -253,7 +280,7 @@ func (f *openFile) join(disk *backing.File, writable bool, sec secrets) {
 	needKey := sec.key != nil && !f.keyed.Load()
 	if needKey {
 		f.mu.Lock()
-		f.secrets = sec
+		f.secrets, f.file = sec, sec.header.File
 		f.mu.Unlock()
 	} else {
 		sec.wipe()
@@ -262,7 +289,7 @@ func (f *openFile) join(disk *backing.File, writable bool, sec secrets) {
 		f.old = append(f.old, f.disk.Swap(disk))
 	}
 	if needDisk || needKey {
-		f.cf.Upgrade(f.disk.Load(), f.secrets.codec)
+		f.cf.Upgrade(f.v.fence(f.disk.Load()), f.secrets.codec)
 		f.writable.Store(f.writable.Load() || needDisk)
 		f.keyed.Store(f.keyed.Load() || needKey)
 	}
@@ -271,7 +298,12 @@ func (f *openFile) join(disk *backing.File, writable bool, sec secrets) {
 	}
 }
 
-// closeHandle lets go of one handle; the last one writes out and wipes.
+// maxIdle bounds the files that stay open for the journal only.
+const maxIdle = 64
+
+// closeHandle lets go of one handle; the last one writes out and wipes. What the
+// journal has to have on the disk first is done in place by and by: until then
+// the file stays open, without its key.
 func (v *Volume) closeHandle(f *openFile) error {
 	n := f.n
 	n.opening.Lock()
@@ -283,13 +315,44 @@ func (v *Volume) closeHandle(f *openFile) error {
 	if n.handles > 0 {
 		return nil
 	}
-	return f.finish()
+	err := f.cf.Flush()
+	if err != nil || f.cf.Pending() == 0 || v.files.idle.Load() >= maxIdle {
+		if ferr := f.finish(); err == nil {
+			err = ferr
+		}
+		return err
+	}
+	n.gen++
+	f.cf.Wipe()
+	f.mu.Lock()
+	f.secrets.wipe()
+	f.mu.Unlock()
+	f.keyed.Store(false)
+	f.rest(true)
+	return nil
+}
+
+// rest says whether the file is open for the journal only. Its node stays then,
+// also when the kernel has forgotten it: whoever opens the file finds this.
+// n.opening is held.
+func (f *openFile) rest(idle bool) {
+	if f.idle.Swap(idle) == idle {
+		return
+	}
+	if idle {
+		f.v.nodes.hold(f.n)
+		f.v.files.idle.Add(1)
+	} else {
+		f.v.files.idle.Add(-1)
+		f.v.Forget(f.n, 1)
+	}
 }
 
 // finish writes out and closes. n.opening is held.
 func (f *openFile) finish() error {
 	v, n := f.v, f.n
-	err := f.cf.Flush()
+	err := f.close()
+	defer f.rest(false)
 	if f.writable.Load() {
 		n.gen++
 	}
@@ -303,16 +366,10 @@ func (f *openFile) finish() error {
 	if err != nil {
 		v.log.Error("file could not be written out; the next mount repairs it", "ino", n.key.ino, "error", err)
 	}
-	f.mu.Lock()
-	if f.slot >= 0 && err == nil {
-		if jerr := v.journal.end(f.slot); jerr != nil {
-			err = jerr
-		}
-		f.slot = -1
-	}
-	f.mu.Unlock()
 	f.cf.Wipe()
+	f.mu.Lock()
 	f.secrets.wipe()
+	f.mu.Unlock()
 	for _, d := range append(f.old, f.disk.Load()) {
 		if cerr := d.Close(); err == nil {
 			err = cerr
@@ -322,6 +379,29 @@ func (f *openFile) finish() error {
 		v.forgetKey(n)
 	}
 	return err
+}
+
+// close brings everything to the store file.
+func (f *openFile) close() error {
+	v := f.v
+	if v.journal == nil {
+		return nil
+	}
+	if !f.idle.Load() {
+		if err := f.cf.Flush(); err != nil {
+			return err
+		}
+	}
+	if f.cf.Pending() > 0 {
+		if err := v.journal.Commit(v.journal.Last()); err != nil {
+			return err
+		}
+		if err := f.cf.Apply(); err != nil {
+			return err
+		}
+	}
+	v.leave(f)
+	return nil
 }
 
 // forgetKey takes an unlinked inode out of the table when its last handle goes:
@@ -334,39 +414,110 @@ func (v *Volume) forgetKey(n *Node) {
 	}
 }
 
-// Begin implements chunkfile.Owner.
-func (f *openFile) Begin() error {
+// entry returns a journal record about the file.
+func (f *openFile) entry(kind journal.Kind) journal.Entry {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.begin()
+	return journal.Entry{Kind: kind, File: f.file, Birth: f.birth, Ino: f.n.key.ino}
 }
 
-func (f *openFile) begin() error {
-	if f.slot >= 0 {
-		return nil
+// Log implements chunkfile.Owner.
+func (f *openFile) Log(mtime unix.Timespec, promised int64, ops ...journal.Op) (journal.LSN, uint32, error) {
+	e := f.entry(journal.Ops)
+	e.Mtime, e.Durable, e.Ops = mtime, promised, ops
+	at, err := f.v.journal.Append(e)
+	if err != nil {
+		return 0, 0, err
 	}
-	if f.secrets.header == nil { // emptied without ever having had a key
-		return nil
+	epoch, err := f.v.journal.Epoch() // that of the record, or a later one
+	for _, op := range ops {
+		if op.Kind == journal.OpHeader || op.Off == 0 && f.v.place.Body() {
+			f.v.headed(f.n.key, epoch)
+		}
 	}
-	slot, err := f.v.journal.begin(f.secrets.header.File, f.n.key.ino)
-	if err == nil {
-		f.slot = slot
-	}
-	return err
+	return at, epoch, err
 }
 
-// Redo implements chunkfile.Owner.
-func (f *openFile) Redo(ops []record.Op) error {
+// Live implements chunkfile.Owner.
+func (f *openFile) Live(epoch uint32) bool { return epoch >= f.v.journal.Oldest() }
+
+// Durable implements chunkfile.Owner.
+func (f *openFile) Durable() journal.LSN {
+	if f.v.journal == nil {
+		return 0
+	}
+	return f.v.journal.Durable()
+}
+
+// Commit implements chunkfile.Owner.
+func (f *openFile) Commit(upTo journal.LSN) error { return f.v.journal.Commit(upTo) }
+
+// Covered implements chunkfile.Owner.
+func (f *openFile) Covered() bool {
+	epoch, err := f.v.journal.Epoch()
+	return err == nil && f.covered == epoch
+}
+
+// Direct implements chunkfile.Owner.
+func (f *openFile) Direct(fence bool, durable int64, write func() error) error {
+	if fence {
+		f.covered = 0
+	}
+	return f.v.journal.Direct(&f.covered, func() journal.Entry {
+		e := f.entry(journal.Grow)
+		e.Durable, e.Fence = durable, fence
+		return e
+	}, write)
+}
+
+// NewHeader implements chunkfile.Owner. In placement sidecar the header that is
+// there may still be needed, until the disk has it that the file was cut.
+func (f *openFile) NewHeader(sparse bool) ([]byte, error) {
+	epoch, err := f.v.journal.Epoch()
+	if err != nil {
+		return nil, err
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.slot < 0 {
-		return nil
+	h := f.secrets.header
+	if f.birth != 0 && f.v.place.Sidecar(h.File[:]) != "" {
+		if err := f.disk.Load().Datasync(); err != nil {
+			return nil, err
+		}
 	}
-	return f.v.journal.record(f.slot, f.secrets.header.File, ops)
+	f.v.spare(h.File)
+	f.birth = uint64(epoch)<<32 | uint64(f.v.births.Add(1))
+	f.covered, f.file = epoch, h.File
+	h.Birth, h.Sparse = f.birth, sparse
+	f.secrets.key.Commit(h)
+	block, err := h.Encode(f.v.layout.HeaderSize)
+	if err != nil {
+		return nil, err
+	}
+	return f.place(block)
+}
+
+// place puts a header block where it lives. f.mu is held.
+func (f *openFile) place(block []byte) ([]byte, error) {
+	if err := f.v.held(); err != nil {
+		return nil, err
+	}
+	f.apart = true
+	f.v.ns.RLock()
+	defer f.v.ns.RUnlock()
+	at := f.v.spots(f.n, f.home)
+	defer at.release()
+	return f.v.place.Write(f.disk.Load(), at.dirs, f.file, block)
+}
+
+func (f *openFile) isApart() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.apart
 }
 
 // Header implements chunkfile.Owner.
-func (f *openFile) Header(sparse bool) ([]byte, error) {
+func (f *openFile) Header(sparse bool) (journal.Op, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	h := f.secrets.header
@@ -375,34 +526,33 @@ func (f *openFile) Header(sparse bool) ([]byte, error) {
 		f.secrets.key.Commit(h)
 	}
 	block, err := h.Encode(f.v.layout.HeaderSize)
-	if err != nil {
-		return nil, err
+	if f.v.place.Body() {
+		return journal.Op{Kind: journal.OpWrite, Data: block}, err
 	}
-	f.apart = true
-	f.v.ns.RLock()
-	defer f.v.ns.RUnlock()
-	at := f.v.spots(f.n, f.home)
-	defer at.release()
-	return f.v.place.Write(f.disk.Load(), at.dirs, h.File, block)
+	return journal.Op{Kind: journal.OpHeader, Data: block}, err
+}
+
+// PutHeader implements chunkfile.Owner.
+func (f *openFile) PutHeader(block []byte) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	_, err := f.place(block)
+	return err
 }
 
 // Emptied implements chunkfile.Owner: an empty file has no sidecar.
 func (f *openFile) Emptied() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.durable = 0
+	f.covered = 0
 	if h := f.secrets.header; h != nil {
-		f.v.removeSidecars(f.n, f.home, h.File)
-		if f.slot >= 0 {
-			// Best effort: a stale promise only makes repair complain.
-			_ = f.v.journal.write(f.slot, h.File, f.n.key.ino, 0)
-		}
+		f.v.doom(f.n, f.home, h.File)
 	}
 }
 
 func (v *Volume) removeSidecars(n, home *Node, id envelope.ID) {
 	name := v.place.Sidecar(id[:])
-	if name == "" {
+	if name == "" || v.held() != nil {
 		return
 	}
 	v.ns.RLock()
@@ -417,13 +567,14 @@ func (v *Volume) removeSidecars(n, home *Node, id envelope.ID) {
 // Tight implements chunkfile.Owner.
 func (f *openFile) Tight(n int) bool { return f.v.tight(n) }
 
-// Synced implements chunkfile.Owner.
-func (f *openFile) Synced(size int64) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.durable = size
-	if f.slot < 0 {
-		return nil
+// Synced implements chunkfile.Owner. The promise is not synced itself: after a
+// crash without it the bytes are there, and only somebody's cutting them off
+// would not be noticed.
+func (f *openFile) Synced(size int64) {
+	if !f.Covered() {
+		return
 	}
-	return f.v.journal.write(f.slot, f.secrets.header.File, f.n.key.ino, size)
+	e := f.entry(journal.Promise)
+	e.Durable = size
+	_, _ = f.v.journal.Append(e)
 }

@@ -21,8 +21,8 @@ import (
 // class would lose while files have recipients under it (ErrKeyInUse). Files
 // that are there stay as they are.
 func (v *Volume) ApplyPolicy(ctx context.Context, p *classify.Policy) (changes []string, err error) {
-	if v.conf.ReadOnly {
-		return nil, unix.EROFS
+	if err := v.mayChange(); err != nil {
+		return nil, err
 	}
 	if err := p.Check(); err != nil {
 		return nil, err
@@ -197,8 +197,8 @@ func (v *Volume) adopt(rec *record.Store, p *classify.Policy, classes map[string
 // class. A crash between the two leaves a directory that takes no files until
 // Classify is called again.
 func (v *Volume) Classify(ctx context.Context, n *Node, className string) error {
-	if v.conf.ReadOnly {
-		return unix.EROFS
+	if err := v.mayChange(); err != nil {
+		return err
 	}
 	if n.dir == nil {
 		return unix.ENOTDIR

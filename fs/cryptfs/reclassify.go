@@ -67,8 +67,8 @@ const (
 // With ErrIncomplete the report tells which files could not be copied; the
 // tree is as it was.
 func (v *Volume) Reclassify(ctx context.Context, c ReclassifyConfig) (*ReclassifyReport, error) {
-	if v.conf.ReadOnly {
-		return nil, unix.EROFS
+	if err := v.mayChange(); err != nil {
+		return nil, err
 	}
 	if v.classes[c.Class] == nil {
 		return nil, fmt.Errorf("%q: %w", c.Class, ErrNoClass)

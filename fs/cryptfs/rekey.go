@@ -48,8 +48,8 @@ type RekeyReport struct {
 // The error is what ended the job; files that could not be done are in the
 // report, and the job stays unfinished for them.
 func (v *Volume) Rekey(ctx context.Context, c RekeyConfig) (*RekeyReport, error) {
-	if v.conf.ReadOnly {
-		return nil, unix.EROFS
+	if err := v.mayChange(); err != nil {
+		return nil, err
 	}
 	if c.Class != "" && v.classes[c.Class] == nil {
 		return nil, fmt.Errorf("%q: %w", c.Class, ErrNoClass)

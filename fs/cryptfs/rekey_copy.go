@@ -13,7 +13,7 @@ import (
 	"github.com/kmsfs/kmsfs/crypto/nameenc"
 	"github.com/kmsfs/kmsfs/fs/backing"
 	"github.com/kmsfs/kmsfs/fs/chunkfile"
-	"github.com/kmsfs/kmsfs/fs/record"
+	"github.com/kmsfs/kmsfs/fs/journal"
 )
 
 // source is a store file that a job copies. Nobody else has it open.
@@ -46,7 +46,7 @@ func (v *Volume) openSource(ctx context.Context, d *backing.Dir, entry string, c
 	}
 	if err == nil {
 		s.cf, err = chunkfile.Open(chunkfile.Config{
-			Disk: disk, Geo: cl.geo, Codec: s.sec.codec, Owner: &repairOwner{v: v}, Size: s.st.Size, Sparse: s.sec.header.Sparse,
+			Disk: disk, Geo: cl.geo, Codec: s.sec.codec, Owner: unlogged{}, Size: s.st.Size, Sparse: s.sec.header.Sparse,
 		})
 	}
 	if err != nil {
@@ -64,32 +64,44 @@ func (s *source) close() {
 	_ = s.disk.Close() // read only
 }
 
-// copyOwner is the owner of a file that a job writes: it is in no list, because
-// it has no name that anybody sees until it is whole.
+// copyOwner is the owner of a file that a job writes: nothing of it is in the
+// journal, because it has no name that anybody sees until it is whole.
 type copyOwner struct {
+	unlogged
 	v    *Volume
 	disk *backing.File
 	home *backing.Dir
 	sec  *secrets
 }
 
-func (o *copyOwner) Begin() error           { return nil }
-func (o *copyOwner) Redo([]record.Op) error { return nil }
-func (o *copyOwner) Emptied()               {}
-func (o *copyOwner) Tight(int) bool         { return false }
-func (o *copyOwner) Synced(int64) error     { return nil }
-
-func (o *copyOwner) Header(sparse bool) ([]byte, error) {
+func (o *copyOwner) encode(sparse bool) ([]byte, error) {
 	h := o.sec.header
 	if h.Sparse != sparse {
 		h.Sparse = sparse
 		o.sec.key.Commit(h)
 	}
-	block, err := h.Encode(o.v.layout.HeaderSize)
+	return h.Encode(o.v.layout.HeaderSize)
+}
+
+func (o *copyOwner) NewHeader(sparse bool) ([]byte, error) {
+	block, err := o.encode(sparse)
 	if err != nil {
 		return nil, err
 	}
-	return o.v.place.Write(o.disk, []*backing.Dir{o.home}, h.File, block)
+	return o.v.place.Write(o.disk, []*backing.Dir{o.home}, o.sec.header.File, block)
+}
+
+func (o *copyOwner) Header(sparse bool) (journal.Op, error) {
+	block, err := o.encode(sparse)
+	if o.v.place.Body() {
+		return journal.Op{Kind: journal.OpWrite, Data: block}, err
+	}
+	return journal.Op{Kind: journal.OpHeader, Data: block}, err
+}
+
+func (o *copyOwner) PutHeader(block []byte) error {
+	_, err := o.v.place.Write(o.disk, []*backing.Dir{o.home}, o.sec.header.File, block)
+	return err
 }
 
 // staged is a whole and durable file under a temporary name.
@@ -153,7 +165,7 @@ func (v *Volume) copyContents(ctx context.Context, src *source, to *class, home 
 	}
 	defer sec.wipe()
 	dst, err := chunkfile.Open(chunkfile.Config{
-		Disk: disk, Geo: to.geo, Codec: sec.codec, Owner: &copyOwner{v, disk, home, &sec},
+		Disk: disk, Geo: to.geo, Codec: sec.codec, Owner: &copyOwner{v: v, disk: disk, home: home, sec: &sec},
 	})
 	if err != nil {
 		return err

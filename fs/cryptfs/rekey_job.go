@@ -119,12 +119,15 @@ func (v *Volume) let(d *backing.Dir, f func() error) error {
 }
 
 // step is called before each change of the store that a job or its recovery
-// makes. Tests look at the store there, or make it fail.
+// makes: another machine may have taken the store over meanwhile. Tests look at
+// the store there, or make it fail.
 func (v *Volume) step(what string) error {
-	if v.conf.onStep == nil {
-		return nil
+	if v.conf.onStep != nil {
+		if err := v.conf.onStep(what); err != nil {
+			return err
+		}
 	}
-	return v.conf.onStep(what)
+	return v.held()
 }
 
 // jobKeys authenticates job records, and marks the file ids of a job.

@@ -74,8 +74,8 @@ func checkEmpty(d *backing.Dir, entry string) error {
 }
 
 func (v *Volume) remove(ctx context.Context, dir *Node, name string, do func(ref *backing.Dir, entry string, st backing.Stat) error) error {
-	if v.conf.ReadOnly {
-		return unix.EROFS
+	if err := v.mayChange(); err != nil {
+		return err
 	}
 	cipher, err := v.load(ctx, dir)
 	if err != nil {
@@ -141,6 +141,14 @@ func (v *Volume) Rename(ctx context.Context, dir *Node, name string, newDir *Nod
 	}
 	if dir.dirClass() != newDir.dirClass() {
 		return ErrCrossClass
+	}
+	if err := v.syncTarget(dir, from, newDir); err != nil {
+		return err
+	}
+	if flags&unix.RENAME_EXCHANGE != 0 {
+		if err := v.syncTarget(newDir, to, dir); err != nil {
+			return err
+		}
 	}
 	r := &renaming{v: v, flags: flags}
 	r.from, r.to = side{n: dir, name: name, s: from}, side{n: newDir, name: newName, s: to}
@@ -384,5 +392,39 @@ func (v *Volume) moved(n *Node, from, to link, name string) {
 		n.mu.Lock()
 		n.dir.name = name
 		n.mu.Unlock()
+	}
+}
+
+// syncTarget makes a new directory's record durable before something that may be
+// durable gets a name there: that name must not be lost with the record.
+func (v *Volume) syncTarget(dir *Node, s stored, newDir *Node) error {
+	v.ns.RLock()
+	defer v.ns.RUnlock()
+	if dir == newDir || !v.isFresh(newDir) {
+		return nil
+	}
+	ref, err := v.use(dir)
+	if err != nil {
+		return err
+	}
+	defer ref.release()
+	if st, err := ref.Stat(s.entry); err != nil || v.isLoose(keyOf(st)) {
+		return nil // the rename tells
+	}
+	return v.syncRecords(newDir)
+}
+
+// isFresh reports whether the record of a directory, or of one above it, may not
+// be on the disk.
+func (v *Volume) isFresh(n *Node) bool {
+	for {
+		n.mu.Lock()
+		fresh := n.dir.fresh
+		n.mu.Unlock()
+		l, ok := n.where()
+		if fresh || !ok {
+			return fresh
+		}
+		n = l.parent
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -52,12 +53,10 @@ type rewraps struct {
 // maxOutcomes is how many outcomes are kept for those who will ask.
 const maxOutcomes = 64
 
-// openRewraps finishes a batch that a crash left. The store is locked.
-func (v *Volume) openRewraps() error {
+func (v *Volume) openRewraps() {
 	v.rewraps.batch = rewrap.NewBatch(v.root, v.meta, v.place)
 	v.rewraps.usage = rewrap.NewUsage(v.meta, nil)
 	v.rewraps.outcomes = map[string][]byte{}
-	return v.rewraps.batch.Recover(v.log)
 }
 
 // noteCall notes the use of a key, then tells Config.Call.
@@ -76,8 +75,8 @@ func (v *Volume) setRewrap(ctx context.Context, name string, value []byte, c Cal
 	if c.Uid != 0 && int(c.Uid) != os.Geteuid() {
 		return unix.EPERM
 	}
-	if v.conf.ReadOnly {
-		return unix.EROFS
+	if err := v.mayChange(); err != nil {
+		return err
 	}
 	if name == RewrapKeysAttr {
 		return v.rewrapKeys(value)
@@ -148,7 +147,7 @@ func (v *Volume) rewrapFiles(ctx context.Context, files []record.Rewrapped) ([]R
 		err := v.rewraps.batch.Do(ready, func() {
 			for _, r := range all {
 				if r.err == nil {
-					r.err = v.rehead(r)
+					r.err = v.reheadSettled(r)
 				}
 			}
 		})
@@ -250,6 +249,20 @@ func (v *Volume) mayRewrap(have, next []byte) error {
 	return nil
 }
 
+// errHeadLogged means that the journal would bring the old header back.
+var errHeadLogged = errors.New("cryptfs: header is in the journal")
+
+// reheadSettled is rehead, with the journal empty of what it replaces.
+func (v *Volume) reheadSettled(r *rehead) error {
+	err := v.rehead(r)
+	for n := 0; n < openTries && errors.Is(err, errHeadLogged); n++ {
+		if err = v.Checkpoint(); err == nil {
+			err = v.rehead(r)
+		}
+	}
+	return err
+}
+
 // rehead writes one header. Nobody opens the file meanwhile, and if it is open
 // nothing writes it: the header in memory gets the recipients too, so that a
 // later change of its flags does not bring the old ones back.
@@ -259,19 +272,25 @@ func (v *Volume) rehead(r *rehead) error {
 	defer n.opening.Unlock()
 	f := n.openFile()
 	if f == nil {
+		if v.headLogged(n.key) {
+			return errHeadLogged
+		}
 		_, err := v.reheadDisk(r)
 		n.gen++ // whoever is opening it has read the header of before
 		return err
 	}
 	done, err := f.cf.Rehead(func() error {
+		if v.headLogged(n.key) {
+			return errHeadLogged
+		}
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		h := f.secrets.header
-		if h == nil {
+		if h == nil && !f.idle.Load() {
 			return rewrap.ErrChanged
 		}
 		block, err := v.reheadDisk(r)
-		if err != nil {
+		if err != nil || h == nil {
 			return err
 		}
 		next, err := envelope.Parse(block)

@@ -23,6 +23,7 @@ type Status struct {
 	Classes    []ClassStatus  `json:"classes"`
 	Keys       envelope.Stats `json:"key_service"`
 	Counters   Counters       `json:"counters"`
+	Condition  Condition      `json:"condition"`
 }
 
 // ClassStatus is what is true of one class.
@@ -55,7 +56,7 @@ func (v *Volume) Status() Status {
 	s := Status{
 		PID: os.Getpid(), Store: v.path, ID: v.layout.ID.String(), Format: envelope.FormatVersion, Placement: v.layout.Placement.String(),
 		HeaderSize: v.layout.HeaderSize, Suite: v.layout.Suite.String(), ReadOnly: v.conf.ReadOnly,
-		KeysLocked: keymem.Locked(), Keys: v.keys.Stats(),
+		KeysLocked: keymem.Locked(), Keys: v.keys.Stats(), Condition: v.condition(),
 	}
 	for _, name := range slices.Sorted(maps.Keys(classes)) {
 		c := classes[name]

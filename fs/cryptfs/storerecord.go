@@ -20,7 +20,7 @@ import (
 
 const (
 	recordKeyInfo  = "kmsfs v1 store record"
-	writingKeyInfo = "kmsfs v1 writing list"
+	journalKeyInfo = "kmsfs v1 journal"
 )
 
 // Inspect reads the record of the store at path. Nothing of it is verified:

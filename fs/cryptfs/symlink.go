@@ -114,7 +114,7 @@ func (v *Volume) Readlink(n *Node) (string, error) {
 		return "", err
 	}
 	target, err := readTarget(dir.Dir, l.entry, cl, cipher)
-	return target, v.note(wrapf(err, "symlink %d", n.key.ino))
+	return target, v.note(n, wrapf(err, "symlink %d", n.key.ino))
 }
 
 // readTarget reads and decrypts a symlink's target.

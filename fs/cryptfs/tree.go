@@ -2,6 +2,7 @@ package cryptfs
 
 import (
 	"context"
+	"errors"
 
 	"golang.org/x/sys/unix"
 
@@ -140,7 +141,24 @@ func (v *Volume) FsyncDir(n *Node) error {
 	if err := v.syncRecords(n); err != nil {
 		return err
 	}
+	for _, child := range v.freshIn(n) { // without its record it would not be there
+		if err := v.syncRecord(child); err != nil && !errors.Is(err, unix.ENOENT) {
+			return err
+		}
+	}
 	return ref.Sync()
+}
+
+// freshIn returns the directories in n whose records may not be on the disk.
+func (v *Volume) freshIn(n *Node) (out []*Node) {
+	v.loose.mu.Lock()
+	defer v.loose.mu.Unlock()
+	for child := range v.loose.fresh {
+		if l, ok := child.where(); ok && l.parent == n {
+			out = append(out, child)
+		}
+	}
+	return out
 }
 
 // syncRecords makes the directory records on the way to the root durable, those
@@ -181,8 +199,6 @@ func (v *Volume) syncRecord(n *Node) error {
 	if err := lifted(ref.Dir, ref.Sync); err != nil {
 		return err
 	}
-	n.mu.Lock()
-	n.dir.fresh = false
-	n.mu.Unlock()
+	v.firm(n)
 	return nil
 }

@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,9 +17,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kmsfs/kmsfs/crypto/envelope"
-	"github.com/kmsfs/kmsfs/crypto/fault"
 	"github.com/kmsfs/kmsfs/fs/backing"
 	"github.com/kmsfs/kmsfs/fs/classify"
+	"github.com/kmsfs/kmsfs/fs/journal"
+	"github.com/kmsfs/kmsfs/fs/lease"
 	"github.com/kmsfs/kmsfs/fs/placement"
 	"github.com/kmsfs/kmsfs/fs/record"
 )
@@ -32,6 +36,7 @@ type Volume struct {
 	root   *backing.Dir
 	meta   *backing.Dir
 	lock   *backing.File // nil if read-only
+	lease  *lease.Lease  // nil if read-only
 	layout *record.Layout
 	keys   *envelope.Manager
 	place  placement.Place
@@ -48,12 +53,16 @@ type Volume struct {
 	dirs    dirCache
 	sharing sharing
 	rewraps rewraps
-	journal *journal // nil if read-only
+	journal *journal.Log // nil if read-only
+	found   *found       // what the journal of a read-only volume has
+	loose   *unsettled
+	births  atomic.Uint32
 	jobs    *jobKeys // nil if read-only
 
 	files struct {
 		sync.Mutex
 		open map[*openFile]struct{}
+		idle atomic.Int64 // of them, those without a handle
 	}
 	ghosts   atomic.Int64
 	space    spaceWatch
@@ -77,8 +86,12 @@ func Open(ctx context.Context, c Config) (*Volume, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := &Volume{conf: c, path: path, log: c.Log, isRoot: os.Geteuid() == 0, stop: make(chan struct{})}
+	v := &Volume{conf: c, path: path, log: c.Log, isRoot: os.Geteuid() == 0, stop: make(chan struct{}), loose: newUnsettled()}
 	v.files.open = map[*openFile]struct{}{}
+	v.births.Store(rand.Uint32())
+	if c.ReadOnly && c.Recover {
+		recoverFirst(ctx, c)
+	}
 	if err := v.setUp(ctx); err != nil {
 		v.release()
 		return nil, err
@@ -88,7 +101,7 @@ func Open(ctx context.Context, c Config) (*Volume, error) {
 
 func (v *Volume) setUp(ctx context.Context) error {
 	var err error
-	if v.root, err = backing.OpenRoot(v.conf.Store); err != nil {
+	if v.root, err = backing.OpenRootTapped(v.conf.Store, v.conf.Tap); err != nil {
 		return err
 	}
 	if v.rec, v.layout, err = readRecord(v.root); err != nil {
@@ -110,21 +123,27 @@ func (v *Volume) setUp(ctx context.Context) error {
 		Observe: v.conf.Observe, Call: v.noteCall, Background: v.conf.Background,
 	})
 	if !v.conf.ReadOnly {
-		if err := v.openRewraps(); err != nil {
-			return err
-		}
+		v.openRewraps()
 	}
 	storeKey, err := v.openClasses(ctx)
 	if err != nil {
 		return err
 	}
 	defer storeKey.Wipe()
+	if err := v.takeLease(ctx, storeKey); err != nil {
+		return err
+	}
+	if !v.conf.ReadOnly { // finish a batch that a crash left
+		if err := v.rewraps.batch.Recover(v.log); err != nil {
+			return err
+		}
+	}
 	if err := v.openRootNode(); err != nil {
 		return err
 	}
 	v.warm(ctx)
 	if v.conf.ReadOnly {
-		return nil
+		return v.readJournal(ctx, storeKey)
 	}
 	return v.openJournal(ctx, storeKey)
 }
@@ -176,21 +195,26 @@ func (v *Volume) openClasses(ctx context.Context) (*envelope.FileKey, error) {
 }
 
 func (v *Volume) openJournal(ctx context.Context, storeKey *envelope.FileKey) error {
-	key, err := subKey(storeKey, writingKeyInfo)
+	key, err := subKey(storeKey, journalKeyInfo)
 	if err != nil {
 		return err
 	}
-	if v.journal, err = newJournal(v.meta, key); err != nil {
-		key.Wipe()
+	o := v.conf.Journal
+	o.Held = v.held
+	log, found, err := journal.Open(v.meta, key, o)
+	key.Wipe()
+	if err != nil {
 		return err
 	}
-	if err := v.recover(ctx); err != nil {
+	v.journal = log
+	if err := v.recover(ctx, found); err != nil {
 		return err
 	}
 	if err := v.recoverJobs(ctx, storeKey); err != nil {
 		return err
 	}
 	v.stopped.Go(v.flushLoop)
+	v.stopped.Go(v.checkpointLoop)
 	return nil
 }
 
@@ -209,16 +233,44 @@ func (v *Volume) warm(ctx context.Context) {
 	wg.Wait()
 }
 
-// flushLoop writes out, in the background, what applications leave in memory.
+// flushLoop writes out, in the background, what applications leave in memory,
+// and has it on the disk not much later.
 func (v *Volume) flushLoop() {
 	t := time.NewTicker(time.Second)
+	defer t.Stop()
+	for n := 0; ; n++ {
+		select {
+		case <-v.stop:
+			return
+		case <-t.C:
+			v.flushOlder(flushAfter)
+			if n%int(flushAfter/time.Second) == 0 && v.anyPending() {
+				v.settleAll()
+			}
+		}
+	}
+}
+
+func (v *Volume) anyPending() bool {
+	return slices.ContainsFunc(v.openFiles(), func(f *openFile) bool { return f.cf.Pending() > 0 || f.idle.Load() })
+}
+
+// checkpointLoop empties the journal when it is full or old.
+func (v *Volume) checkpointLoop() {
+	t := time.NewTicker(200 * time.Millisecond)
 	defer t.Stop()
 	for {
 		select {
 		case <-v.stop:
 			return
 		case <-t.C:
-			v.flushOlder(flushAfter)
+			v.checkJournal()
+			if !v.journal.Want() {
+				continue
+			}
+			if err := v.Checkpoint(); err != nil {
+				v.log.Error("journal: checkpoint", "error", err, "audit", true)
+			}
 		}
 	}
 }
@@ -250,6 +302,12 @@ func (v *Volume) Close() error {
 	}
 	close(v.stop)
 	v.stopped.Wait()
+	if v.journal != nil {
+		for _, f := range v.openFiles() {
+			f.cf.FlushLater()
+		}
+		v.settleAll() // with one sync for all
+	}
 	var first error
 	for _, f := range v.openFiles() {
 		f.n.opening.Lock()
@@ -260,14 +318,40 @@ func (v *Volume) Close() error {
 		}
 		f.n.opening.Unlock()
 	}
+	if err := v.closeJournal(first == nil); first == nil {
+		first = err
+	}
 	v.release()
 	return first
+}
+
+// closeJournal makes everything durable, after which the journal is not needed
+// any more; whole says that everything is in its place.
+func (v *Volume) closeJournal(whole bool) error {
+	log := v.journal
+	if log == nil {
+		return nil
+	}
+	if log.Oldest() == 0 { // nothing was changed
+		return log.Close(false)
+	}
+	err := v.root.SyncFS()
+	clean := whole && err == nil && log.Err() == nil && len(v.loose.broken) == 0
+	if cerr := log.Close(clean); err == nil {
+		err = cerr
+	}
+	if clean {
+		for id, d := range maps.Clone(v.loose.doomed) {
+			v.removeDoomed(id, d)
+		}
+	}
+	return err
 }
 
 // release closes whatever is open; the volume may be half made.
 func (v *Volume) release() {
 	if v.journal != nil {
-		v.journal.close()
+		_ = v.journal.Close(false)
 	}
 	v.jobs.wipe()
 	v.dirs.closeAll()
@@ -277,9 +361,10 @@ func (v *Volume) release() {
 	for _, c := range v.classes {
 		c.wipe()
 	}
-	if v.rewraps.usage != nil {
+	if v.rewraps.usage != nil && v.held() == nil {
 		_ = v.rewraps.usage.Flush() // information for people
 	}
+	v.leaveLease()
 	if v.meta != nil {
 		_ = v.meta.Close()
 	}
@@ -312,25 +397,6 @@ func (v *Volume) Statfs() (unix.Statfs_t, error) { return v.root.Statfs() }
 
 type counters struct {
 	read, written, integrity, repairs, foreign atomic.Uint64
-}
-
-// note counts integrity failures on their way out, and remembers them for Health.
-func (v *Volume) note(err error) error {
-	if !isDamage(err) {
-		return err
-	}
-	v.counters.integrity.Add(1)
-	class := ""
-	if about := (*FileError)(nil); errors.As(err, &about) {
-		class = about.Class
-	}
-	v.failed(class, err)
-	return err
-}
-
-func isDamage(err error) bool {
-	k := fault.Of(err)
-	return k == fault.Integrity || k == fault.BadFormat
 }
 
 // spaceWatch says when the store is so full that a write that only reached

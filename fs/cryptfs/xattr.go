@@ -96,15 +96,15 @@ func (v *Volume) Getxattr(ctx context.Context, n *Node, name string) ([]byte, er
 		return nil, err
 	}
 	out, err = cipher.DecryptAttrValue(strings.TrimPrefix(name, plainPrefix), out)
-	return out, v.note(wrapf(err, "attribute of %d", n.key.ino))
+	return out, v.note(n, wrapf(err, "attribute of %d", n.key.ino))
 }
 
 // Setxattr sets an attribute. Values of the user namespace are always
 // encrypted, their names where the class encrypts names. Setting
 // user.kmsfs.class on an empty directory classifies it.
 func (v *Volume) Setxattr(ctx context.Context, n *Node, name string, value []byte, flags int, c Caller) error {
-	if v.conf.ReadOnly {
-		return unix.EROFS
+	if err := v.mayChange(); err != nil {
+		return err
 	}
 	if n == v.nodes.root && (strings.HasPrefix(name, RewrapAttr) || name == RewrapKeysAttr) {
 		return v.setRewrap(ctx, name, value, c)
@@ -122,6 +122,7 @@ func (v *Volume) Setxattr(ctx context.Context, n *Node, name string, value []byt
 		defer n.forgetACL()
 	}
 	if !strings.HasPrefix(name, plainPrefix) {
+		v.touched(n.key)
 		return v.attrsOf(n, func(a backing.Attrs) error { return a.Set(name, value, flags) })
 	}
 	cl, cipher, err := v.nodeClass(ctx, n)
@@ -142,6 +143,7 @@ func (v *Volume) Setxattr(ctx context.Context, n *Node, name string, value []byt
 	if err != nil {
 		return err
 	}
+	v.touched(n.key)
 	return v.attrsOf(n, func(a backing.Attrs) error { return a.Set(sealed, value, flags) })
 }
 
@@ -153,8 +155,8 @@ func (n *Node) forgetACL() {
 
 // Removexattr removes an attribute, or ENODATA.
 func (v *Volume) Removexattr(ctx context.Context, n *Node, name string) error {
-	if v.conf.ReadOnly {
-		return unix.EROFS
+	if err := v.mayChange(); err != nil {
+		return err
 	}
 	if strings.HasPrefix(name, attrPrefix) {
 		return ErrReserved
@@ -172,6 +174,7 @@ func (v *Volume) Removexattr(ctx context.Context, n *Node, name string) error {
 			return err
 		}
 	}
+	v.touched(n.key)
 	return v.attrsOf(n, func(a backing.Attrs) error { return a.Remove(sealed) })
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/kmsfs/kmsfs/crypto/envelope"
 	"github.com/kmsfs/kmsfs/crypto/keywrap"
 	"github.com/kmsfs/kmsfs/fs/backing"
+	"github.com/kmsfs/kmsfs/fs/journal"
 	"github.com/kmsfs/kmsfs/fs/record"
 )
 
@@ -26,7 +27,7 @@ type Store struct {
 	Default   string // class of the root
 	Classes   []Class
 
-	writing int      // slots in use of the writing list
+	unclean bool     // its journal is not empty
 	jobs    []string // commands that were begun and not finished
 }
 
@@ -85,9 +86,7 @@ func ReadStore(path string) (*Store, []Finding) {
 		return fail(err)
 	}
 	s.Path = path
-	if b, err := meta.ReadFile(record.WritingFile, 64<<20); err == nil {
-		s.writing = inUse(b)
-	}
+	s.unclean, _ = journal.Unclean(meta) // what cannot be read, the checks of files tell
 	s.jobs = unfinishedIn(meta)
 	return s, one(check, OK, path, fmt.Sprintf("store %s, placement %s, %d classes", s.ID, s.Placement, len(s.Classes)), "")
 }
@@ -109,16 +108,6 @@ func unfinishedIn(meta *backing.Dir) (jobs []string) {
 		_ = stage.Close()
 	}
 	return jobs
-}
-
-func inUse(list []byte) (n int) {
-	for slot := 0; len(list) >= record.WritingLen; slot++ {
-		if w, err := record.ParseWriting(list[:record.WritingLen], slot); err != nil || w != nil {
-			n++
-		}
-		list = list[record.WritingLen:]
-	}
-	return n
 }
 
 func parseStore(b []byte) (*Store, error) {
@@ -190,12 +179,12 @@ func (s *Store) clock(now time.Time) []Finding {
 func (s *Store) unfinished(mounted bool) []Finding {
 	const check = "store.writing"
 	switch {
-	case s.writing == 0:
+	case !s.unclean:
 		return one(check, OK, s.Path, "no file was left half written", "")
 	case mounted:
-		return one(check, OK, s.Path, fmt.Sprintf("%d files are being written", s.writing), "")
+		return one(check, OK, s.Path, "the mount has changed something", "")
 	}
-	return one(check, Info, s.Path, fmt.Sprintf("%d files were being written when a mount ended without notice", s.writing), "the next mount finishes them, and logs each")
+	return one(check, Info, s.Path, "it was not unmounted cleanly", "the next mount finishes the files that were being written, and logs each")
 }
 
 func (s *Store) unfinishedJobs(mounted bool) []Finding {

@@ -2,6 +2,7 @@ package metrics
 
 import (
 	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -65,6 +66,14 @@ var volumeMetrics = []volumeMetric{
 		func(s *cryptfs.Status) uint64 { return s.Counters.BytesWritten }),
 	counter("kmsfs_integrity_failures_total", "Reads that failed because something in the store is not as it was written.",
 		func(s *cryptfs.Status) uint64 { return s.Counters.Integrity }),
+	gauge("kmsfs_store_damaged", "1 since something in the store is not as it was written, until it is mounted anew, else 0.",
+		func(s *cryptfs.Status) float64 { return truth(s.Condition.Damage.Count > 0) }),
+	gauge("kmsfs_integrity_failure_first_timestamp_seconds", "When the first integrity failure of the mount was, 0 if there was none.",
+		func(s *cryptfs.Status) float64 { return timestamp(s.Condition.Damage.First) }),
+	gauge("kmsfs_integrity_failure_last_timestamp_seconds", "When the last integrity failure of the mount was, 0 if there was none.",
+		func(s *cryptfs.Status) float64 { return timestamp(s.Condition.Damage.Last) }),
+	gauge("kmsfs_writes_halted", "1 since nothing more is written, because the journal failed or another machine took the store over, else 0.",
+		func(s *cryptfs.Status) float64 { return truth(s.Condition.Halt != nil) }),
 	counter("kmsfs_repairs_total", "Repairs of files that were open when a mount ended without notice.",
 		func(s *cryptfs.Status) uint64 { return s.Counters.Repairs }),
 	counter("kmsfs_foreign_entries_total", "Entries and attributes of the store that are not kmsfs's and were left out.",
@@ -163,6 +172,13 @@ func each[T any](ch chan<- prometheus.Metric, d *prometheus.Desc, bound *values,
 	for label, v := range sum {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, label)
 	}
+}
+
+func timestamp(t *time.Time) float64 {
+	if t == nil {
+		return 0
+	}
+	return float64(t.UnixMilli()) / 1000
 }
 
 func truth(b bool) float64 {

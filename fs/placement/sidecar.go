@@ -36,7 +36,7 @@ func (p sidecarPlace) Read(disk *backing.File, dirs []*backing.Dir) ([]byte, err
 func (p sidecarPlace) Write(_ *backing.File, dirs []*backing.Dir, id envelope.ID, block []byte) ([]byte, error) {
 	name := p.Sidecar(id[:])
 	// In place, so that every name of it sees it. It is one page, or is done
-	// again from the redo record of the write that follows.
+	// again from the journal record of the change.
 	first, err := p.overwrite(dirs, name, block, false)
 	if err != nil {
 		return nil, err
@@ -87,16 +87,27 @@ func (p sidecarPlace) Rewrite(_ *backing.File, dirs []*backing.Dir, id envelope.
 }
 
 func (p sidecarPlace) Sync(dirs []*backing.Dir, id envelope.ID) error {
+	found := false
 	for _, d := range dirs {
 		f, err := d.Open(p.Sidecar(id[:]), unix.O_RDONLY, 0)
+		if errors.Is(err, unix.ENOENT) { // this name was not known when the header was written
+			continue
+		}
 		if err != nil {
 			return err
 		}
+		found = true
 		err = f.Sync()
 		_ = f.Close()
+		if err == nil {
+			err = Lifted(d, d.Sync) // its name: what was promised is nothing without it
+		}
 		if err != nil {
 			return err
 		}
+	}
+	if !found {
+		return fmt.Errorf("no file %s: %w", p.Sidecar(id[:]), ErrHeader)
 	}
 	return nil
 }

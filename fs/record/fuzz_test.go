@@ -66,64 +66,6 @@ func FuzzStore(f *testing.F) {
 	})
 }
 
-func FuzzWriting(f *testing.F) {
-	for _, v := range seeds(f, "writing") {
-		f.Add(v.bytes, v.slot)
-	}
-	f.Fuzz(func(t *testing.T, b []byte, slot int) {
-		if slot < 0 || slot > 1<<31 {
-			return // no list has such a slot
-		}
-		w, err := record.ParseWriting(b, slot)
-		switch {
-		case err != nil:
-			if w != nil || !errors.Is(err, record.ErrFormat) && !errors.Is(err, record.ErrNewer) {
-				t.Errorf("got %v, %v", w, err)
-			}
-		case w == nil:
-			if !bytes.Equal(b, make([]byte, record.WritingLen)) {
-				t.Errorf("%x is free", b)
-			}
-		default:
-			if again := w.Encode(); !bytes.Equal(again, b) || w.Slot != slot || w.Durable < 0 {
-				t.Errorf("%+v encodes to %x, want %x", w, again, b)
-			}
-		}
-	})
-}
-
-func FuzzRedo(f *testing.F) {
-	for _, v := range seeds(f, "redo") {
-		f.Add(v.bytes)
-	}
-	f.Fuzz(func(t *testing.T, b []byte) {
-		before := bytes.Clone(b)
-		file, ops, mac, signed, err := record.ParseRedo(b)
-		if !bytes.Equal(b, before) {
-			t.Error("parsing changed the record")
-		}
-		if err != nil {
-			if ops != nil || signed != nil || !errors.Is(err, record.ErrFormat) {
-				t.Errorf("got %v, %v", ops, err)
-			}
-			return
-		}
-		again, at := record.AppendRedo(nil, file, ops)
-		if !bytes.Equal(again, signed) {
-			t.Errorf("encodes to %x, signed is %x", again, signed)
-		}
-		copy(again[at:], mac[:])
-		if !bytes.HasPrefix(b, again) {
-			t.Errorf("encodes to %x, want the beginning of %x", again, b)
-		}
-		for _, op := range ops {
-			if op.Off < 0 || op.Size < 0 || op.Off+op.Size < 0 || op.Off+int64(len(op.Data)) < 0 {
-				t.Errorf("operation out of range: kind %d, off %d, size %d", op.Kind, op.Off, op.Size)
-			}
-		}
-	})
-}
-
 func FuzzRewrap(f *testing.F) {
 	for _, v := range seeds(f, "rewrap") {
 		f.Add(v.bytes[:max(0, len(v.bytes)-32)])

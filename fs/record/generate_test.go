@@ -3,8 +3,6 @@ package record_test
 import (
 	"bytes"
 	"crypto/sha256"
-	"encoding/binary"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -26,8 +24,6 @@ func writeVectors(t *testing.T) {
 	g := &generator{t: t}
 	g.directories()
 	g.stores()
-	g.writings()
-	g.redos()
 	g.rewraps()
 	dir := "testdata/vectors"
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -227,85 +223,6 @@ func (g *generator) text(v vector) func(name, comment string, kind fault.Kind, o
 			return bytes.Replace(b, []byte(old), []byte(new), 1)
 		}}})
 	}
-}
-
-func testWriting(slot int) *record.Writing {
-	return &record.Writing{Slot: slot, File: [16]byte(pattern(0x20, 16)), Ino: 1 << 40, Durable: 123456, MAC: [32]byte(pattern(0xc0, 32))}
-}
-
-func (g *generator) writings() {
-	slot := func(n int) vector { return vector{record: "writing", slot: n, bytes: testWriting(n).Encode()} }
-	g.ok("plain", "a file in slot 0", slot(0))
-	g.ok("slot-1000", "a file in slot 1000", slot(1000))
-	g.ok("free", "a free slot", vector{record: "writing", slot: 7, bytes: make([]byte, record.WritingLen)})
-	g.damage(slot(5), []change{
-		{"empty", "no bytes", fault.BadFormat, func([]byte) []byte { return nil }},
-		{"cut", "the list ends within the slot", fault.BadFormat, func(b []byte) []byte { return b[:100] }},
-		{"cut-zeros", "the list ends within a free slot", fault.BadFormat, func([]byte) []byte { return make([]byte, 100) }},
-		{"long", "a byte too many", fault.BadFormat, func(b []byte) []byte { return append(b, 0) }},
-		{"magic", "another magic", fault.BadFormat, func(b []byte) []byte { b[0] = 0; return b }},
-		{"version-0", "a version that never was", fault.BadFormat, func(b []byte) []byte { b[11] = 0; return b }},
-		{"version-2", "a newer version", fault.Unsupported, func(b []byte) []byte { b[11] = 2; return b }},
-		{"moved", "the slot of another place", fault.BadFormat, func(b []byte) []byte { b[15] = 6; return b }},
-		{"durable", "a negative size", fault.BadFormat, func(b []byte) []byte { b[40] = 0x80; return b }},
-		{"spare", "a byte where only zeros are", fault.BadFormat, func(b []byte) []byte { b[90] = 1; return b }},
-		{"only-mac", "zeros but for the MAC", fault.BadFormat, func(b []byte) []byte { clear(b[:96]); return b }},
-	})
-}
-
-// redo encodes a record of these operations, with a MAC.
-func redo(ops ...record.Op) []byte {
-	b, mac := record.AppendRedo(nil, [16]byte(pattern(0x30, 16)), ops)
-	copy(b[mac:], pattern(0x50, 32))
-	return b
-}
-
-func (g *generator) redos() {
-	write := record.Op{Kind: record.OpWrite, Off: 1024, Data: pattern(7, 40)}
-	cut := record.Op{Kind: record.OpTruncate, Off: 1064}
-	punch := record.Op{Kind: record.OpPunch, Off: 1024, Size: 1 << 40}
-	v := func(b []byte) vector { return vector{record: "redo", bytes: b} }
-	g.ok("write-cut", "a truncate to less", v(redo(write, cut)))
-	g.ok("punch", "a hole", v(redo(punch)))
-	g.ok("none", "no operations", v(redo()))
-	g.ok("empty-write", "a write of no bytes", v(redo(record.Op{Kind: record.OpWrite})))
-	g.ok("sixteen", "as many operations as there may be", v(redo(slicesOf(cut, 16)...)))
-	g.ok("rest", "what an earlier, longer record left behind it", v(append(redo(write), pattern(1, 30)...)))
-	plain := v(redo(write, cut))
-	u64 := func(at int, n uint64) func([]byte) []byte {
-		return func(b []byte) []byte { binary.BigEndian.PutUint64(b[at:], n); return b }
-	}
-	const op1, op2 = 72, 72 + 17 + 40 // where the operations are
-	g.damage(plain, []change{
-		{"empty", "no bytes", fault.BadFormat, func([]byte) []byte { return nil }},
-		{"magic", "another magic", fault.BadFormat, func(b []byte) []byte { b[0] = 0; return b }},
-		{"version-2", "another version", fault.BadFormat, func(b []byte) []byte { b[11] = 2; return b }},
-		{"seventeen", "an operation too many", fault.BadFormat, func([]byte) []byte { return redo(slicesOf(cut, 17)...) }},
-		{"count-large", "more operations than bytes for them", fault.BadFormat, func(b []byte) []byte { b[15] = 3; return b }},
-		{"count-small", "more bytes than operations", fault.BadFormat, func(b []byte) []byte { b[15] = 1; return b }},
-		{"body-long", "the body goes on behind the end", fault.BadFormat, u64(32, 1000)},
-		{"body-huge", "a body of 2^64 - 1 bytes", fault.BadFormat, u64(32, 1<<64-1)},
-		{"body-short", "the body ends within an operation", fault.BadFormat, u64(32, 17+40+16)},
-		{"kind", "no such operation", fault.BadFormat, func(b []byte) []byte { b[op1] = 4; return b }},
-		{"kind-0", "no operation", fault.BadFormat, func(b []byte) []byte { b[op1] = 0; return b }},
-		{"off", "a negative offset", fault.BadFormat, u64(op1+1, 1<<63)},
-		{"end", "the end is beyond the largest offset", fault.BadFormat, u64(op1+1, 1<<63-40)},
-		{"size", "more bytes than there are", fault.BadFormat, u64(op1+9, 1000)},
-		{"size-negative", "a negative size", fault.BadFormat, u64(op1+9, 1<<64-1)},
-		{"cut-size", "a cut with a size", fault.BadFormat, u64(op2+9, 1)},
-	})
-	for _, n := range []int{71, 72, op1 + 16, op1 + 17, op2 - 1, op2, op2 + 16} {
-		w := plain
-		w.bytes = w.bytes[:n]
-		g.bad(fmt.Sprintf("torn-%d", n), "as a crash leaves it", fault.BadFormat, w)
-	}
-}
-
-func slicesOf(op record.Op, n int) (out []record.Op) {
-	for range n {
-		out = append(out, op)
-	}
-	return out
 }
 
 // sealed ends a batch with the hash that belongs there.

@@ -6,7 +6,6 @@ const (
 	StoreFile    = "store"     // in MetaDir
 	ClassesDir   = "classes"   // in MetaDir; a file for each class
 	LockFile     = "lock"      // in MetaDir
-	WritingFile  = "writing"   // in MetaDir
 	RewrapFile   = "rewrap"    // in MetaDir: the batch of headers being rewritten
 	KeysUsedFile = "keys-used" // in MetaDir: when each key was last used
 	LongEntry    = ".kmsfs.l." // begins the only entries of the plaintext tree with the prefix ".kmsfs"

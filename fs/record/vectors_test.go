@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -22,8 +21,7 @@ var update = flag.Bool("update", false, "write testdata/vectors anew")
 type vector struct {
 	name    string
 	comment string
-	record  string // "directory", "store", "writing" or "redo"
-	slot    int    // of the writing list
+	record  string // "directory", "store" or "rewrap"
 	expect  fault.Kind
 	parsed  string // what describe makes of it, "-" on failure
 	bytes   []byte
@@ -82,11 +80,7 @@ func parseVector(text []byte) (v vector, err error) {
 			return v, fmt.Errorf("%s: %w", key, err)
 		}
 	}
-	want := 4
-	if v.record == "writing" {
-		want++
-	}
-	if len(seen) != want || seen["slot"] != (want == 5) {
+	if len(seen) != 4 {
 		return v, fmt.Errorf("%d keys in the head", len(seen))
 	}
 	v.bytes, err = base64.StdEncoding.DecodeString(string(payload))
@@ -100,9 +94,7 @@ func (v *vector) set(key, value string) (err error) {
 		v.comment = value
 	case "record":
 		v.record = value
-		ok = value == "directory" || value == "store" || value == "writing" || value == "redo" || value == "rewrap"
-	case "slot":
-		v.slot, err = strconv.Atoi(value)
+		ok = value == "directory" || value == "store" || value == "rewrap"
 	case "expect":
 		if value != "ok" {
 			v.expect, ok = fault.ParseKind(value)
@@ -124,11 +116,7 @@ func (v *vector) text() []byte {
 	if v.expect != fault.None {
 		expect = v.expect.String()
 	}
-	b := fmt.Appendf(nil, "comment: %s\nrecord: %s\n", v.comment, v.record)
-	if v.record == "writing" {
-		b = fmt.Appendf(b, "slot: %d\n", v.slot)
-	}
-	b = fmt.Appendf(b, "expect: %s\nparsed: %s\n\n", expect, v.parsed)
+	b := fmt.Appendf(nil, "comment: %s\nrecord: %s\nexpect: %s\nparsed: %s\n\n", v.comment, v.record, expect, v.parsed)
 	enc := base64.StdEncoding.EncodeToString(v.bytes)
 	for len(enc) > 76 {
 		b = append(b, enc[:76]...)
@@ -146,12 +134,8 @@ func (v *vector) describe() (parsed string, again []byte, err error) {
 		return describeDir(v.bytes)
 	case "store":
 		return describeStore(v.bytes)
-	case "writing":
-		return describeWriting(v.bytes, v.slot)
-	case "rewrap":
-		return describeRewrap(v.bytes)
 	default:
-		return describeRedo(v.bytes)
+		return describeRewrap(v.bytes)
 	}
 }
 
@@ -184,17 +168,6 @@ func describeStore(b []byte) (parsed string, encoded []byte, err error) {
 		l.ID, l.Placement, l.HeaderSize, l.Suite, l.Policy.Names(), s.Body.Keys, s.Body.Created.Format("2006-01-02T15:04:05Z07:00"), s.MAC[:4], len(signed)), again, err
 }
 
-func describeWriting(b []byte, slot int) (string, []byte, error) {
-	w, err := record.ParseWriting(b, slot)
-	if err != nil {
-		return "-", nil, err
-	}
-	if w == nil {
-		return "free", make([]byte, record.WritingLen), nil
-	}
-	return fmt.Sprintf("file %x ino %d durable %d mac %x signed-bytes %d", w.File, w.Ino, w.Durable, w.MAC[:4], len(w.Body())), w.Encode(), nil
-}
-
 func describeRewrap(b []byte) (string, []byte, error) {
 	files, err := record.ParseRewrap(b)
 	if err != nil {
@@ -207,22 +180,7 @@ func describeRewrap(b []byte) (string, []byte, error) {
 	return strings.TrimSuffix(s, " "), record.EncodeRewrap(files), nil
 }
 
-func describeRedo(b []byte) (string, []byte, error) {
-	file, ops, mac, signed, err := record.ParseRedo(b)
-	if err != nil {
-		return "-", nil, err
-	}
-	s := fmt.Sprintf("file %x mac %x signed-bytes %d", file, mac[:4], len(signed))
-	for _, op := range ops {
-		s += fmt.Sprintf(" op %d off %d size %d data %x", op.Kind, op.Off, op.Size, op.Data)
-	}
-	again, at := record.AppendRedo(nil, file, ops)
-	copy(again[at:], mac[:])
-	// What follows is of an earlier, longer record.
-	return s, append(again, b[len(again):]...), nil
-}
-
-// F-22, F-32
+// F-22
 func TestVectors(t *testing.T) {
 	if *update {
 		writeVectors(t)
@@ -250,8 +208,7 @@ func TestVectors(t *testing.T) {
 	for _, c := range []class{
 		{"directory", fault.None}, {"directory", fault.BadFormat}, {"directory", fault.Unsupported},
 		{"store", fault.None}, {"store", fault.BadFormat}, {"store", fault.Unsupported}, {"store", fault.Invalid},
-		{"writing", fault.None}, {"writing", fault.BadFormat}, {"writing", fault.Unsupported},
-		{"redo", fault.None}, {"redo", fault.BadFormat},
+		{"rewrap", fault.None}, {"rewrap", fault.BadFormat}, {"rewrap", fault.Unsupported},
 	} {
 		if !seen[c] {
 			t.Errorf("no %s vector expects %v", c.record, c.expect)
@@ -261,23 +218,21 @@ func TestVectors(t *testing.T) {
 
 // TestVectorLoaderRefuses plants the mistakes that the loader exists to see.
 func TestVectorLoaderRefuses(t *testing.T) {
-	v := vector{comment: "x", record: "writing", slot: 3, expect: fault.BadFormat, parsed: "-", bytes: []byte("abc")}
+	v := vector{comment: "x", record: "rewrap", expect: fault.BadFormat, parsed: "-", bytes: []byte("abc")}
 	text := string(v.text())
 	if _, err := parseVector([]byte(text)); err != nil {
 		t.Fatalf("a good vector: %v", err)
 	}
 	for what, bad := range map[string]string{
-		"unknown key":     strings.Replace(text, "record:", "rekord:", 1),
-		"extra key":       "colour: red\n" + text,
-		"missing key":     text[strings.Index(text, "\n")+1:],
-		"missing slot":    strings.Replace(text, "slot: 3\n", "", 1),
-		"slot of another": strings.Replace(text, "record: writing", "record: redo", 1),
-		"key twice":       "comment: x\n" + text,
-		"unknown record":  strings.Replace(text, "record: writing", "record: reading", 1),
-		"unknown expect":  strings.Replace(text, "expect: ", "expect: not-", 1),
-		"expect none":     strings.Replace(text, "expect: bad-format", "expect: none", 1),
-		"bad payload":     text + "*",
-		"no payload":      strings.TrimSpace(text[:strings.Index(text, "\n\n")]),
+		"unknown key":    strings.Replace(text, "record:", "rekord:", 1),
+		"extra key":      "colour: red\n" + text,
+		"missing key":    text[strings.Index(text, "\n")+1:],
+		"key twice":      "comment: x\n" + text,
+		"unknown record": strings.Replace(text, "record: rewrap", "record: reading", 1),
+		"unknown expect": strings.Replace(text, "expect: ", "expect: not-", 1),
+		"expect none":    strings.Replace(text, "expect: bad-format", "expect: none", 1),
+		"bad payload":    text + "*",
+		"no payload":     strings.TrimSpace(text[:strings.Index(text, "\n\n")]),
 	} {
 		if _, err := parseVector([]byte(bad)); err == nil {
 			t.Errorf("%s: accepted", what)

@@ -16,14 +16,11 @@ import (
 	"github.com/kmsfs/kmsfs/fs/record"
 )
 
-// committed is how much of a header block a rewrap leaves as it is: the fixed
-// part and the commitment.
-const committed = 80
-
 // SameFile reports whether two header blocks are of one file in one state: all
 // that the data key authenticates is equal. Blocks that are no headers are not.
 func SameFile(a, b []byte) bool {
-	return len(a) == len(b) && len(a) >= committed && bytes.Equal(a[:committed], b[:committed])
+	c := envelope.Committed(a)
+	return len(a) == len(b) && c != nil && bytes.Equal(c, envelope.Committed(b))
 }
 
 // Replace returns the block of a header with new recipients: those of next, which

@@ -8,10 +8,9 @@ import (
 	"strings"
 	"sync"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/kmsfs/kmsfs/crypto/dare"
 	"github.com/kmsfs/kmsfs/crypto/envelope"
+	"github.com/kmsfs/kmsfs/fs/journal"
 	"github.com/kmsfs/kmsfs/fs/record"
 )
 
@@ -250,31 +249,17 @@ func (s *Store) classFile(class string) ([]byte, error) {
 	return dir.ReadFile(class, envelope.MaxHeader)
 }
 
-// unfinished reports whether files are on the writing list, or headers in a
-// batch.
+// unfinished reports whether the store was not unmounted cleanly, or is mounted
+// and was changed, or has headers in a batch.
 func (s *Store) unfinished() (bool, error) {
-	for _, name := range []string{record.WritingFile, record.RewrapFile} {
-		f, err := s.meta.Open(name, unix.O_RDONLY, 0)
-		if gone(err) {
-			continue
-		}
-		if err != nil {
-			return false, err
-		}
-		size, err := f.Size()
-		b := make([]byte, size)
-		if err == nil {
-			_, err = f.ReadAt(b, 0)
-		}
-		_ = f.Close()
-		if err != nil {
-			return false, err
-		}
-		if strings.Trim(string(b), "\x00") != "" {
-			return true, nil
-		}
+	if unclean, err := journal.Unclean(s.meta); unclean || err != nil {
+		return unclean, err
 	}
-	return false, nil
+	st, err := s.meta.Stat(record.RewrapFile)
+	if gone(err) {
+		return false, nil
+	}
+	return err == nil && st.Size > 0, err
 }
 
 // DependsOn returns the ciphertext paths of the files with a recipient under a

@@ -15,6 +15,7 @@ import (
 	"github.com/kmsfs/kmsfs/crypto/envelope"
 	"github.com/kmsfs/kmsfs/crypto/keywrap"
 	"github.com/kmsfs/kmsfs/fs/backing"
+	"github.com/kmsfs/kmsfs/fs/lease"
 	"github.com/kmsfs/kmsfs/fs/placement"
 	"github.com/kmsfs/kmsfs/fs/record"
 )
@@ -34,6 +35,7 @@ func purposeOf(name string) keywrap.Purpose {
 type Locked struct {
 	s     *Store
 	lock  *backing.File
+	lease *lease.Lease
 	batch *Batch
 	log   *slog.Logger
 }
@@ -42,10 +44,12 @@ type Locked struct {
 // ends just now.
 const lockPatience = time.Second
 
-// Lock takes the store's lock and finishes a batch that a crash left. Errors:
-// ErrLocked; ErrUnfinished if files are on the writing list, whose headers the
-// next mount may write again as they were.
-func (s *Store) Lock(log *slog.Logger) (*Locked, error) {
+// Lock takes the store's lock and lease and finishes a batch that a crash left.
+// The lease is not signed: there is no key for that. Until ctx ends Lock waits to
+// see whether an owner on another machine is alive. Errors: ErrLocked;
+// lease.ErrHeld; ErrUnfinished if the journal is not empty: the next mount may
+// write headers again as they were.
+func (s *Store) Lock(ctx context.Context, log *slog.Logger) (*Locked, error) {
 	lock, err := s.meta.Lock(record.LockFile)
 	for end := time.Now().Add(lockPatience); errors.Is(err, backing.ErrLocked) && time.Now().Before(end); {
 		time.Sleep(lockPatience / 20)
@@ -58,6 +62,11 @@ func (s *Store) Lock(log *slog.Logger) (*Locked, error) {
 		return nil, err
 	}
 	w := &Locked{s: s, lock: lock, batch: NewBatch(s.root, s.meta, s.place), log: log}
+	id := s.ID()
+	if w.lease, err = lease.Acquire(ctx, lease.Config{Dir: s.meta, Store: id[:], Log: log}); err != nil {
+		_ = lock.Close()
+		return nil, err
+	}
 	if err = w.batch.Recover(log); err == nil {
 		var unfinished bool
 		if unfinished, err = s.unfinished(); err == nil && unfinished {
@@ -71,12 +80,17 @@ func (s *Store) Lock(log *slog.Logger) (*Locked, error) {
 	return w, nil
 }
 
-// Close gives the lock back.
-func (w *Locked) Close() { _ = w.lock.Close() }
+// Close gives lease and lock back.
+func (w *Locked) Close() {
+	if err := w.lease.Release(); err != nil && w.log != nil {
+		w.log.Warn("the store's lease is left behind", "err", err)
+	}
+	_ = w.lock.Close()
+}
 
 // Write implements Writer.
 func (w *Locked) Write(ctx context.Context, files []record.Rewrapped) ([]error, error) {
-	if err := ctx.Err(); err != nil {
+	if err := errors.Join(ctx.Err(), w.lease.Held()); err != nil {
 		return nil, err
 	}
 	each := make([]error, len(files))
@@ -129,6 +143,9 @@ func (w *Locked) one(f record.Rewrapped) error {
 // Keys implements Writer: the record's copies, then the class files. A crash
 // between the two leaves copies under older keys, which the next run sees.
 func (w *Locked) Keys(_ context.Context, k record.StoreKeys) error {
+	if err := w.lease.Held(); err != nil {
+		return err
+	}
 	rec, err := ReplaceKeys(w.s.rec, k)
 	if err != nil {
 		return err

@@ -22,6 +22,7 @@ import (
 	"github.com/kmsfs/kmsfs/fs/backing"
 	"github.com/kmsfs/kmsfs/fs/classify"
 	"github.com/kmsfs/kmsfs/fs/cryptfs"
+	"github.com/kmsfs/kmsfs/fs/lease"
 	"github.com/kmsfs/kmsfs/fs/placement"
 	"github.com/kmsfs/kmsfs/fs/record"
 	"github.com/kmsfs/kmsfs/fs/rewrap"
@@ -153,7 +154,7 @@ func (r *rig) manager(s *rewrap.Store) *envelope.Manager {
 func (r *rig) run(o rewrap.Options) *rewrap.Report {
 	r.t.Helper()
 	s := r.store()
-	w, err := s.Lock(slog.New(slog.DiscardHandler))
+	w, err := s.Lock(r.t.Context(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -318,7 +319,7 @@ func crash(t *testing.T, p envelope.Placement, by string) {
 		t.Fatal(err)
 	}
 	s := r.store()
-	lock, err := s.Lock(slog.New(slog.DiscardHandler))
+	lock, err := s.Lock(t.Context(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -411,10 +412,11 @@ func placementOf(root *backing.Dir, _ *rewrap.Inventory) envelope.Placement {
 func TestLocked(t *testing.T) {
 	r := newRig(t, envelope.Prefix, false, 1)
 	v := r.open()
-	if _, err := r.store().Lock(slog.New(slog.DiscardHandler)); !errors.Is(err, rewrap.ErrLocked) {
+	if _, err := r.store().Lock(t.Context(), slog.New(slog.DiscardHandler)); !errors.Is(err, rewrap.ErrLocked) {
 		t.Errorf("Lock: %v, want %v", err, rewrap.ErrLocked)
 	}
 	r.close(v)
+	r.elsewhere()
 	if _, err := rewrap.Open(rewrap.Config{Path: r.dir, Keys: map[string][]string{"general": {newKey}}}); !errors.Is(err, rewrap.ErrKeysChanged) {
 		t.Errorf("other keys: %v, want %v", err, rewrap.ErrKeysChanged)
 	}
@@ -422,6 +424,36 @@ func TestLocked(t *testing.T) {
 	if err != nil || time.Since(used[oldKey]) > time.Hour { // F-56
 		t.Errorf("last used: %v, %v", used, err)
 	}
+}
+
+// elsewhere has another machine at the store, which the lock does not reach.
+func (r *rig) elsewhere() {
+	r.t.Helper()
+	meta, err := backing.OpenRoot(filepath.Join(r.dir, record.MetaDir))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer meta.Close()
+	id := r.store().ID()
+	other, err := lease.Acquire(r.t.Context(), lease.Config{Dir: meta, Store: id[:], Interval: 50 * time.Millisecond,
+		Identity: &lease.Identity{Machine: "other", Boot: "other", Host: "other"}})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if _, err := r.store().Lock(r.t.Context(), slog.New(slog.DiscardHandler)); !errors.Is(err, lease.ErrHeld) {
+		r.t.Errorf("Lock beside another machine: got %v, want ErrHeld", err)
+	}
+	if err := other.Release(); err != nil {
+		r.t.Fatal(err)
+	}
+	w, err := r.store().Lock(r.t.Context(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(r.dir, record.MetaDir, lease.FileName)); err != nil {
+		r.t.Errorf("a rewrap has no lease: %v", err)
+	}
+	w.Close()
 }
 
 // TestProblems: a header that cannot be read makes no key deletable.
@@ -435,7 +467,7 @@ func TestProblems(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = f.WriteAt([]byte("rubbish"), 80)
+	_, err = f.WriteAt([]byte("rubbish"), 88)
 	if cerr := f.Close(); err != nil || cerr != nil {
 		t.Fatal(err, cerr)
 	}
@@ -447,7 +479,7 @@ func TestProblems(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := r.store()
-	w, err := s.Lock(slog.New(slog.DiscardHandler))
+	w, err := s.Lock(t.Context(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -30,6 +30,9 @@ func Need(t testing.TB, needs ...string) {
 			if ok = err == nil; ok {
 				_ = f.Close()
 			}
+		case "postgres":
+			_, err := PostgresBin()
+			ok = err == nil
 		default:
 			_, err := exec.LookPath(n)
 			ok = err == nil
@@ -214,6 +217,14 @@ func (m *Mount) Unmount() {
 // Kill ends the server with SIGKILL and clears the dead mount away.
 func (m *Mount) Kill() {
 	m.Home.T.Helper()
+	m.Die()
+	m.Detach()
+}
+
+// Die ends the server with SIGKILL, and leaves the dead mount where it is, so
+// that nobody's path leads to the directory below it.
+func (m *Mount) Die() {
+	m.Home.T.Helper()
 	if err := unix.Kill(m.PID, unix.SIGKILL); err != nil {
 		m.Home.T.Fatalf("kill %d: %v", m.PID, err)
 	}
@@ -223,6 +234,10 @@ func (m *Mount) Kill() {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
+}
+
+// Detach clears a dead mount away.
+func (m *Mount) Detach() {
 	for Mounted(m.Dir) {
 		if err := unix.Unmount(m.Dir, unix.MNT_DETACH); err != nil {
 			_ = exec.Command("fusermount3", "-u", "-z", m.Dir).Run()

@@ -1,0 +1,2 @@
+// Package journal keeps the redo journal of a store.
+package journal
