@@ -7,13 +7,15 @@ VERSION   := $(shell git describe --tags --always --dirty 2>/dev/null || echo de
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.6.1
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.1.4
 FUZZTIME  ?= 2s
+SOAK      ?= 1h
 
 # Programs that the tests run, as program:package.
 TEST_TOOLS := fusermount3:fuse3 gocryptfs:gocryptfs restic:restic borg:borgbackup rclone:rclone rsync:rsync \
-	setfacl:acl setfattr:attr aws:awscli sqlite3:sqlite3 git:git tar:tar gcc:gcc softhsm2-util:softhsm2 pkcs11-tool:opensc chromium:chromium
+	setfacl:acl setfattr:attr aws:awscli sqlite3:sqlite3 git:git tar:tar gcc:gcc softhsm2-util:softhsm2 pkcs11-tool:opensc chromium:chromium \
+	stdbuf:coreutils initdb:postgresql pgbench:postgresql pg_amcheck:postgresql
 DEMO_TOOLS := fusermount3:fuse3 getfattr:attr
 
-.PHONY: all build build-pkcs11 integration-pkcs11 demo test check unit integration fuzz fuzz-short vectors vuln clean tools demo-tools install man
+.PHONY: all build build-pkcs11 integration-pkcs11 demo test check unit integration fuzz fuzz-short crash soak vectors golden-stores vuln clean tools demo-tools install man
 
 all: build
 
@@ -56,6 +58,16 @@ integration-pkcs11:
 		CGO_ENABLED=1 $(GO) test -count=1 -tags pkcs11 ./crypto/keywrap/pkcs11 ./integration/hsm; \
 	else echo "no C compiler: PKCS#11 is not tested" >&2; [ "$$CI" != true ]; fi
 
+# Mixed load for an hour, or as long as SOAK says, and what it came to: table,
+# figures, chart. A short run is one of the integration tests.
+soak: tools
+	@mkdir -p bin/soak
+	SOAK=$(SOAK) SOAK_OUT=$(CURDIR)/bin/soak $(GO) test -count=1 -v -timeout 0 -run 'TestSoak$$' ./integration/soak
+
+# Every state that a power cut can leave, after every sequence; hours.
+crash:
+	CRASH_FULL=1 $(GO) test -count=1 -v -timeout 0 ./integration/powercut
+
 # A short run of every fuzz target; `make fuzz FUZZTIME=10m` for a long one.
 fuzz-short:
 	@FUZZTIME=$(FUZZTIME) GO=$(GO) ./integration/fuzz.sh
@@ -83,6 +95,10 @@ tools:
 
 demo-tools:
 	@./integration/tools.sh $(DEMO_TOOLS)
+
+# Makes the golden stores that are not there yet; never one that is.
+golden-stores:
+	$(GO) test -count=1 ./integration -run 'TestGoldenStoresAreKept' -golden-stores
 
 clean:
 	rm -rf bin

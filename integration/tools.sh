@@ -4,6 +4,10 @@
 # to install. A program that cannot be had is not a failure here: the tests that
 # need it say so themselves.
 missing=""
+
+# Debian keeps PostgreSQL's server programs out of PATH.
+for dir in /usr/lib/postgresql/*/bin; do PATH="$PATH:$dir"; done
+
 for tool in "$@"; do
 	command -v "${tool%%:*}" >/dev/null 2>&1 || missing="$missing ${tool#*:}"
 done
