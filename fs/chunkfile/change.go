@@ -439,11 +439,11 @@ func (f *File) holeAt(i int64) (bool, error) {
 	return err == nil && f.isHole((*buf)[:n], i), err
 }
 
-// State tells what of the store file is durable; see Config.
-func (f *File) State() (durable, promised int64, unsynced bool) {
+// State tells what of the store file is durable.
+func (f *File) State() State {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
-	return f.durable, f.promised, f.unsynced
+	return State{f.durable, f.unsynced, f.promised, f.logged, f.cutIn}
 }
 
 // Wipe clears plaintext from memory, and lets go of the codec. Until Upgrade

@@ -71,6 +71,15 @@ type Config struct {
 	Size   int64 // bytes of the store file
 	Sparse bool
 
+	State
+
+	// Pending is what the journal of a store that is only read has for the file.
+	Pending []journal.Op
+}
+
+// State is what a file knows of what is on the disk for good. Whoever opens a
+// file again in the same volume passes on what it said in the end.
+type State struct {
 	// Durable is how many bytes of the store file may be on the disk for good,
 	// and must not be changed before the journal has the change; Unsynced says
 	// that some of the others may not be.
@@ -79,8 +88,12 @@ type Config struct {
 	// Promised is how many bytes of it certainly are: fewer after a crash are
 	// damage.
 	Promised int64
-	// Pending is what the journal of a store that is only read has for the file.
-	Pending []journal.Op
+	// Logged is the place in the journal of the newest operation on the file,
+	// 0: none.
+	Logged journal.LSN
+	// CutIn is the epoch of the newest truncate in the journal, 0: none. While it
+	// is live the next mount would cut there once more.
+	CutIn uint32
 }
 
 // File is an open file. It is safe for concurrent use. It owns neither its
@@ -174,7 +187,7 @@ func Open(c Config) (*File, error) {
 func newFile(c Config) *File {
 	f := &File{
 		disk: c.Disk, geo: c.Geo, code: c.Codec, own: c.Owner, diskSize: c.Size, sparse: c.Sparse, lastOn: -1,
-		durable: c.Durable, unsynced: c.Unsynced, promised: c.Promised,
+		durable: c.Durable, unsynced: c.Unsynced, promised: c.Promised, logged: c.Logged, cutIn: c.CutIn,
 	}
 	for _, op := range c.Pending {
 		f.pending = append(f.pending, pending{op: op, at: math.MaxUint64, wait: true}) // for ever

@@ -5,17 +5,22 @@ import (
 	"sync"
 
 	"github.com/kmsfs/kmsfs/crypto/envelope"
+	"github.com/kmsfs/kmsfs/fs/chunkfile"
 	"github.com/kmsfs/kmsfs/fs/journal"
 )
 
 // inodeState is what the volume remembers of a store file that nobody has open.
 // What it knows nothing of is on the disk as it is.
 type inodeState struct {
-	epoch             uint32 // in which it was let go of; void after that
-	durable, promised int64  // see chunkfile.Config
-	unsynced          bool   // its bytes may not be on the disk
-	meta              bool   // its attributes may not be
-	apart             bool   // its header elsewhere may not be
+	chunkfile.State        // of its bytes; Durable may be unknown
+	epoch           uint32 // in which it was let go of; void after that
+	meta            bool   // its attributes may not be on the disk
+	apart           bool   // its header elsewhere may not be
+}
+
+// nothing reports whether there is nothing to remember.
+func (s *inodeState) nothing() bool {
+	return !s.Unsynced && s.Logged == 0 && s.CutIn == 0 && !s.meta && !s.apart
 }
 
 // unsettled is what a checkpoint settles beside the journal's own records.
@@ -52,7 +57,7 @@ func (v *Volume) touched(k inoKey) {
 	defer v.loose.mu.Unlock()
 	s, ok := v.loose.inodes[k]
 	if !ok {
-		s.durable = unknown
+		s.Durable = unknown
 	}
 	s.epoch, s.meta = epoch, true
 	v.loose.inodes[k] = s
@@ -63,45 +68,51 @@ const unknown = -1
 
 // leave remembers the state of a file that nobody has open any more.
 func (v *Volume) leave(f *openFile) {
-	durable, promised, unsynced := f.cf.State()
+	state := f.cf.State()
 	epoch, err := v.journal.Epoch()
 	if err != nil {
 		return
 	}
+	if !state.Unsynced { // the disk or the journal has it
+		state.Durable, state.Promised = unknown, 0
+	}
+	if state.Logged <= v.journal.Durable() {
+		state.Logged = 0
+	}
+	if state.CutIn < v.journal.Oldest() {
+		state.CutIn = 0
+	}
 	v.loose.mu.Lock()
 	defer v.loose.mu.Unlock()
 	s := v.loose.inodes[f.n.key]
-	switch {
-	case unsynced:
-		s.epoch, s.durable, s.promised, s.unsynced = epoch, durable, promised, true
-	case s.meta:
-		s.durable, s.promised, s.unsynced = unknown, 0, false
-	case !f.isApart():
-		delete(v.loose.inodes, f.n.key)
-		return
-	default:
-		s = inodeState{epoch: epoch, durable: unknown}
-	}
-	s.apart = f.isApart()
-	v.loose.inodes[f.n.key] = s
+	s.State, s.epoch, s.apart = state, epoch, f.isApart()
+	v.keep(f.n.key, s)
 }
 
-// resume returns what is durable of a store file of this size that is opened
-// again. Of an empty one not even that is known.
-func (v *Volume) resume(k inoKey, size int64) (durable, promised int64, unsynced bool) {
+// keep remembers an inode's state, if there is anything to it. loose.mu is held.
+func (v *Volume) keep(k inoKey, s inodeState) {
+	if s.nothing() {
+		delete(v.loose.inodes, k)
+	} else {
+		v.loose.inodes[k] = s
+	}
+}
+
+// resume returns the state of a store file of this size that is opened again.
+// Of an empty one nothing is known to be durable.
+func (v *Volume) resume(k inoKey, size int64) chunkfile.State {
 	if v.journal == nil || size == 0 {
-		return 0, 0, true
+		return chunkfile.State{Unsynced: true}
 	}
 	v.loose.mu.Lock()
 	s, ok := v.loose.inodes[k]
 	v.loose.mu.Unlock()
-	if !ok || s.durable == unknown {
-		return size, size, false
+	if !ok || s.Durable == unknown {
+		s.Durable, s.Promised = size, size
+	} else if epoch, err := v.journal.Epoch(); err != nil || s.epoch != epoch {
+		s.Durable = size // a checkpoint may be making it durable just now
 	}
-	if epoch, err := v.journal.Epoch(); err != nil || s.epoch != epoch {
-		return size, s.promised, s.unsynced // a checkpoint may be making it durable just now
-	}
-	return s.durable, s.promised, s.unsynced
+	return s.State
 }
 
 // takeApart reports whether the header elsewhere of a file that is opened again
@@ -122,7 +133,7 @@ func (v *Volume) takeApart(k inoKey) bool {
 func (v *Volume) isLoose(k inoKey) bool {
 	v.loose.mu.Lock()
 	defer v.loose.mu.Unlock()
-	return v.loose.inodes[k].unsynced
+	return v.loose.inodes[k].Unsynced
 }
 
 // takeMeta reports whether an inode's attributes have to be made durable, which
@@ -134,11 +145,8 @@ func (v *Volume) takeMeta(k inoKey) bool {
 	if !s.meta {
 		return false
 	}
-	if s.meta = false; s.unsynced || s.apart {
-		v.loose.inodes[k] = s
-	} else {
-		delete(v.loose.inodes, k)
-	}
+	s.meta = false
+	v.keep(k, s)
 	return true
 }
 

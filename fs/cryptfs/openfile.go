@@ -252,8 +252,8 @@ func (v *Volume) attachNew(n *Node, o *opener) (*openFile, error) {
 			c.Pending = v.overlay(h)
 		}
 	}
-	c.Durable, c.Promised, c.Unsynced = v.resume(n.key, o.size)
-	f.apart = v.takeApart(n.key)
+	c.State = v.resume(n.key, o.size)
+	f.apart = v.takeApart(n.key) && o.size > 0 // an empty file needs no header
 	if f.cf, err = chunkfile.Open(c); err != nil {
 		o.drop()
 		return nil, err
@@ -265,7 +265,7 @@ func (v *Volume) attachNew(n *Node, o *opener) (*openFile, error) {
 	v.files.Lock()
 	v.files.open[f] = struct{}{}
 	v.files.Unlock()
-	if durable, _, _ := v.resume(n.key, o.size); durable != c.Durable { // a checkpoint began, and missed it
+	if v.resume(n.key, o.size).Durable != c.Durable { // a checkpoint began, and missed it
 		f.cf.Protect()
 	}
 	return f, nil
@@ -544,7 +544,7 @@ func (f *openFile) PutHeader(block []byte) error {
 func (f *openFile) Emptied() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.covered = 0
+	f.covered, f.apart = 0, false
 	if h := f.secrets.header; h != nil {
 		f.v.doom(f.n, f.home, h.File)
 	}

@@ -322,7 +322,8 @@ func (r *recovery) repair(ctx context.Context, t *torn, owner *repairOwner, prom
 	}
 	defer sec.wipe()
 	return chunkfile.Repair(chunkfile.Config{
-		Disk: v.fence(t.disk), Geo: cl.geo, Codec: sec.codec, Size: st.Size, Sparse: sec.header.Sparse, Owner: owner, Promised: promised,
+		Disk: v.fence(t.disk), Geo: cl.geo, Codec: sec.codec, Size: st.Size, Sparse: sec.header.Sparse, Owner: owner,
+		State: chunkfile.State{Promised: promised},
 	})
 }
 
