@@ -15,7 +15,9 @@ TEST_TOOLS := fusermount3:fuse3 gocryptfs:gocryptfs restic:restic borg:borgbacku
 	stdbuf:coreutils initdb:postgresql pgbench:postgresql pg_amcheck:postgresql
 DEMO_TOOLS := fusermount3:fuse3 getfattr:attr
 
-.PHONY: all build build-pkcs11 integration-pkcs11 demo test check unit integration fuzz fuzz-short crash soak vectors golden-stores vuln clean tools demo-tools install man
+BENCH_TOOLS := fusermount3:fuse3 gocryptfs:gocryptfs securefs:securefs
+
+.PHONY: all bench build build-pkcs11 integration-pkcs11 demo test check unit integration fuzz fuzz-short crash soak vectors golden-stores vuln clean tools demo-tools install man
 
 all: build
 
@@ -63,6 +65,13 @@ integration-pkcs11:
 soak: tools
 	@mkdir -p bin/soak
 	SOAK=$(SOAK) SOAK_OUT=$(CURDIR)/bin/soak $(GO) test -count=1 -v -timeout 0 -run 'TestSoak$$' ./integration/soak
+
+# kmsfs against its peers and against FUSE itself, and how cost grows: prints
+# tables, and writes them into docs. BENCH has further flags, such as
+# BENCH='-rounds 3 -grow=false'. As root; needs 12 GiB of memory.
+bench:
+	@./integration/tools.sh $(BENCH_TOOLS)
+	$(GO) run ./integration/bench -json docs/performance.json -page docs/performance.md -chart docs/performance.svg $(BENCH)
 
 # Every state that a power cut can leave, after every sequence; hours.
 crash:

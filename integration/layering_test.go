@@ -122,7 +122,8 @@ var layers = map[string]layer{
 
 	// Test tools. None of them imports the program, so that a bug there cannot
 	// hide itself.
-	"integration": imports(),
+	"integration":       imports(),
+	"integration/bench": imports().and(sysUnix),
 	// What FUSE itself costs from Go, to hold kmsfs against.
 	"integration/bench/floor":    imports().and(goFuse, sysUnix),
 	"integration/hsm":            imports(),
