@@ -10,7 +10,7 @@ import (
 )
 
 // kmsBench is a file as AWS KMS would wrap it, for two Regions.
-func kmsBench(b *testing.B) (*bench, *envelope.Header) {
+func kmsBench(b testing.TB) (*bench, *envelope.Header) {
 	s := newBench(b, envelope.Options{})
 	s.svc.blobLen = 184
 	for _, region := range []string{"us-east-1", "us-west-2"} {
