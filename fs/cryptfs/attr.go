@@ -111,7 +111,9 @@ func (n *Node) statOpen() (backing.Stat, error) {
 	defer n.mu.Unlock()
 	switch {
 	case n.file != nil:
-		return n.file.disk.Load().Stat()
+		var st backing.Stat
+		err := n.file.disk.useHeld(func(d *backing.File) (err error) { st, err = d.Stat(); return err })
+		return st, err
 	case n.ghost != nil:
 		return n.ghost.path.Stat()
 	}
@@ -199,7 +201,12 @@ func (v *Volume) change(n *Node, s SetAttr, times bool) error {
 		if n.file == nil {
 			return unix.ESTALE
 		}
-		c = fileChanger{n.file.disk.Load()}
+		fd := n.file.disk.held()
+		if fd == nil {
+			return unix.ESTALE
+		}
+		defer n.file.disk.put(fd)
+		c = fileChanger{fd.File}
 	}
 	v.touched(n.key)
 	if err := applyAttrs(c, s, times); err != nil {

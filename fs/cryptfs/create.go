@@ -108,6 +108,7 @@ func (v *Volume) Create(ctx context.Context, dir *Node, name string, flags int, 
 	if err != nil {
 		return nil, nil, Attr{}, err
 	}
+	defer v.descr.opening()()
 	var disk *backing.File
 	n, a, err := v.made(dir, cipher, name, func(d *backing.Dir, entry string) error {
 		var err error
@@ -144,6 +145,7 @@ func (v *Volume) Tmpfile(ctx context.Context, dir *Node, flags int, mode uint32,
 	if err != nil {
 		return nil, nil, Attr{}, err
 	}
+	defer v.descr.opening()()
 	disk, st, err := v.tempIn(dir, mode, c)
 	if err != nil {
 		sec.wipe()
@@ -339,7 +341,7 @@ func (v *Volume) linkInto(n *Node, d *backing.Dir, entry string) error {
 		if err := f.sidecarInto(d); err != nil {
 			return err
 		}
-		return f.disk.Load().Link(d, entry)
+		return f.disk.useHeld(func(disk *backing.File) error { return disk.Link(d, entry) })
 	}
 	from, err := v.use(l.parent)
 	if err != nil {

@@ -54,11 +54,7 @@ type dirCache struct {
 }
 
 func (c *dirCache) init(root *backing.Dir, n *Node) {
-	c.max = 256
-	var lim unix.Rlimit
-	if unix.Getrlimit(unix.RLIMIT_NOFILE, &lim) == nil {
-		c.max = int(min(max(lim.Cur/8, 16), 1024))
-	}
+	c.max = min(max(descriptorLimit()/8, 16), 1024)
 	c.order, c.root = list.New(), n
 	n.dir.ref = &dirRef{Dir: root, cache: c, users: 1} // for ever: the volume closes it
 }

@@ -17,12 +17,12 @@ type ghost struct {
 
 // maxGhosts bounds the descriptors that ghosts hold. Beyond it such an open is
 // ESTALE, on which the kernel looks the name up again.
-const maxGhosts = 128
+const maxGhosts = 128 // fewer where the process may have few descriptors
 
 // raise makes a ghost of a node whose last name is about to go; nil where none
 // is needed or to be had.
 func (v *Volume) raise(n *Node, dir *backing.Dir, entry string, st backing.Stat) *ghost {
-	if n == nil || n.IsDir() || st.Nlink > 1 || v.ghosts.Load() >= maxGhosts {
+	if n == nil || n.IsDir() || st.Nlink > 1 || v.ghosts.Load() >= v.descr.ghosts {
 		return nil
 	}
 	path, err := dir.Open(entry, unix.O_PATH, 0)

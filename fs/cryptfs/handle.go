@@ -1,6 +1,7 @@
 package cryptfs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -74,7 +75,8 @@ func (v *Volume) open(ctx context.Context, n *Node, m openMode) (*Handle, error)
 		}
 	}
 	if write {
-		st, err := f.disk.Load().Stat()
+		var st backing.Stat
+		err := f.disk.use(func(d *backing.File) (err error) { st, err = d.Stat(); return err })
 		f.suid.Store(err != nil || st.Mode&(unix.S_ISUID|unix.S_ISGID) != 0)
 	}
 	return &Handle{f: f, write: write}, nil
@@ -155,6 +157,7 @@ func (v *Volume) get(ctx context.Context, n *Node, m openMode) (*openFile, error
 // before anything is changed: a file that is to be cut keeps its contents if
 // there is no key for the new ones.
 func (v *Volume) openStored(ctx context.Context, n *Node, m openMode, gen uint64) (*openFile, error) {
+	defer v.descr.opening()()
 	o := &opener{writable: m.write || m.cut, gen: gen}
 	disk, st, block, err := v.openDisk(n, o.writable, !m.cut)
 	if err != nil {
@@ -215,22 +218,13 @@ func (v *Volume) openDisk(n *Node, write, header bool) (disk *backing.File, st b
 	if write {
 		flags = unix.O_RDWR
 	}
-	links := n.places()
-	if len(links) == 0 {
+	if _, named := n.where(); !named {
 		return v.openGhost(n, flags, header)
 	}
-	for _, l := range links { // one of them may be where even its owner cannot look
-		if disk, err = v.openLink(l, flags); !errors.Is(err, unix.EACCES) {
-			break
-		}
-	}
-	if err != nil {
+	if disk, err = v.openPlaced(n, flags); err != nil {
 		return nil, st, nil, err
 	}
 	st, err = disk.Stat()
-	if err == nil && keyOf(st) != n.key {
-		err = unix.ESTALE
-	}
 	if err == nil && st.Size > 0 && header {
 		at := v.spots(n, nil)
 		block, err = v.readBlock(disk, at.dirs, st)
@@ -241,6 +235,27 @@ func (v *Volume) openDisk(n *Node, write, header bool) (disk *backing.File, st b
 		return nil, st, nil, &FileError{Class: n.class.name, Ino: n.key.ino, Err: err}
 	}
 	return disk, st, block, nil
+}
+
+// openPlaced opens a node's store file, if it has a place, and is there. The
+// caller has v.ns locked.
+func (v *Volume) openPlaced(n *Node, flags int) (*backing.File, error) {
+	first := error(unix.ESTALE)
+	for i, l := range n.places() { // one of them may be where even its owner cannot look
+		disk, err := v.openLink(l, flags)
+		if err == nil {
+			var st backing.Stat
+			if st, err = disk.Stat(); err == nil && keyOf(st) == n.key {
+				return disk, nil
+			}
+			_ = disk.Close()
+			err = cmp.Or(err, error(unix.ESTALE))
+		}
+		if i == 0 || errors.Is(first, unix.EACCES) {
+			first = err
+		}
+	}
+	return nil, first
 }
 
 // openLink opens the store file at a place. The mount's users were let in by
@@ -403,7 +418,7 @@ func (f *openFile) syncApart() (meta bool, err error) {
 		at := v.spots(f.n, f.home)
 		err := v.place.Sync(at.dirs, f.file)
 		at.release()
-		if err != nil {
+		if err != nil && !f.removed() { // whose header went with the last name
 			return false, err
 		}
 		meta, f.apart = meta || !v.place.Body(), false
@@ -412,6 +427,13 @@ func (f *openFile) syncApart() (meta bool, err error) {
 		return meta, v.syncRecords(l.parent)
 	}
 	return meta, nil
+}
+
+// removed reports whether the file has no name in the store. v.ns is locked.
+func (f *openFile) removed() bool {
+	var st backing.Stat
+	err := f.disk.useHeld(func(d *backing.File) (err error) { st, err = d.Stat(); return err })
+	return err == nil && st.Nlink == 0
 }
 
 // Release lets go of the handle. What could not be written by now is in the log;

@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kmsfs/kmsfs/crypto/envelope"
-	"github.com/kmsfs/kmsfs/fs/backing"
+	"github.com/kmsfs/kmsfs/fs/chunkfile"
 	"github.com/kmsfs/kmsfs/fs/lease"
 )
 
@@ -84,43 +84,43 @@ func (v *Volume) leaveLease() {
 // journal has and an open file has in memory stays where it is, for the owner
 // that the store has then.
 type fenced struct {
-	*backing.File
+	chunkfile.Disk
 	v *Volume
 }
 
-func (v *Volume) fence(f *backing.File) fenced { return fenced{f, v} }
+func (v *Volume) fence(d chunkfile.Disk) fenced { return fenced{d, v} }
 
 func (f fenced) WriteAt(p []byte, off int64) error {
 	if err := f.v.held(); err != nil {
 		return err
 	}
-	return f.File.WriteAt(p, off)
+	return f.Disk.WriteAt(p, off)
 }
 
 func (f fenced) Truncate(size int64) error {
 	if err := f.v.held(); err != nil {
 		return err
 	}
-	return f.File.Truncate(size)
+	return f.Disk.Truncate(size)
 }
 
 func (f fenced) Allocate(mode uint32, off, size int64) error {
 	if err := f.v.held(); err != nil {
 		return err
 	}
-	return f.File.Allocate(mode, off, size)
+	return f.Disk.Allocate(mode, off, size)
 }
 
 func (f fenced) Punch(off, size int64) error {
 	if err := f.v.held(); err != nil {
 		return err
 	}
-	return f.File.Punch(off, size)
+	return f.Disk.Punch(off, size)
 }
 
 func (f fenced) SetTimes(atime, mtime unix.Timespec) error {
 	if err := f.v.held(); err != nil {
 		return err
 	}
-	return f.File.SetTimes(atime, mtime)
+	return f.Disk.SetTimes(atime, mtime)
 }

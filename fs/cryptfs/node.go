@@ -30,6 +30,8 @@ type Node struct {
 	ghost *ghost    // set when the last name went and the file was not open
 	dir   *dirState // directories only
 
+	pins atomic.Int32 // names that are being removed: the open file keeps its descriptor
+
 	// linksMu is apart from mu, which a file's owner may hold while the file
 	// waits for the links.
 	linksMu sync.Mutex

@@ -30,10 +30,9 @@ type openFile struct {
 	suid atomic.Bool // the mode has bits that a write clears
 
 	joining  sync.Mutex // held while an opener adds its descriptor or key
-	disk     atomic.Pointer[backing.File]
-	old      []*backing.File // replaced by a writable one, closed at the end
-	writable atomic.Bool     // disk can be written
-	keyed    atomic.Bool     // the secrets are at work
+	disk     *diskFile
+	writable atomic.Bool // disk can be written
+	keyed    atomic.Bool // the secrets are at work
 
 	idle atomic.Bool // no handle is left; it is open for what the journal has
 
@@ -241,10 +240,10 @@ func (v *Volume) attachNew(n *Node, o *opener) (*openFile, error) {
 		return nil, err
 	}
 	f := &openFile{v: v, n: n, class: n.class, home: o.home, secrets: o.sec}
-	f.disk.Store(o.disk)
+	f.disk = v.newDiskFile(n, o.disk, o.writable)
 	f.writable.Store(o.writable)
 	f.keyed.Store(o.sec.key != nil)
-	c := chunkfile.Config{Disk: v.fence(o.disk), Geo: n.class.geo, Codec: o.sec.codec, Owner: f, Size: o.size}
+	c := chunkfile.Config{Disk: v.fence(f.disk), Geo: n.class.geo, Codec: o.sec.codec, Owner: f, Size: o.size}
 	if h := o.sec.header; h != nil {
 		c.Sparse, f.file = h.Sparse, h.File
 		if o.size > 0 {
@@ -255,7 +254,8 @@ func (v *Volume) attachNew(n *Node, o *opener) (*openFile, error) {
 	c.State = v.resume(n.key, o.size)
 	f.apart = v.takeApart(n.key) && o.size > 0 // an empty file needs no header
 	if f.cf, err = chunkfile.Open(c); err != nil {
-		o.drop()
+		o.sec.wipe()
+		_ = f.disk.close() // nothing was written through it
 		return nil, err
 	}
 	n.handles = 1
@@ -286,10 +286,10 @@ func (f *openFile) join(disk *backing.File, writable bool, sec secrets) {
 		sec.wipe()
 	}
 	if needDisk {
-		f.old = append(f.old, f.disk.Swap(disk))
+		f.disk.replace(disk)
 	}
 	if needDisk || needKey {
-		f.cf.Upgrade(f.v.fence(f.disk.Load()), f.secrets.codec)
+		f.cf.Upgrade(f.v.fence(f.disk), f.secrets.codec)
 		f.writable.Store(f.writable.Load() || needDisk)
 		f.keyed.Store(f.keyed.Load() || needKey)
 	}
@@ -370,10 +370,8 @@ func (f *openFile) finish() error {
 	f.mu.Lock()
 	f.secrets.wipe()
 	f.mu.Unlock()
-	for _, d := range append(f.old, f.disk.Load()) {
-		if cerr := d.Close(); err == nil {
-			err = cerr
-		}
+	if cerr := f.disk.close(); err == nil {
+		err = cerr
 	}
 	if !named {
 		v.forgetKey(n)
@@ -481,7 +479,7 @@ func (f *openFile) NewHeader(sparse bool) ([]byte, error) {
 	defer f.mu.Unlock()
 	h := f.secrets.header
 	if f.birth != 0 && f.v.place.Sidecar(h.File[:]) != "" {
-		if err := f.disk.Load().Datasync(); err != nil {
+		if err := f.disk.Datasync(); err != nil {
 			return nil, err
 		}
 	}
@@ -503,11 +501,16 @@ func (f *openFile) place(block []byte) ([]byte, error) {
 		return nil, err
 	}
 	f.apart = true
+	fd, err := f.disk.get()
+	if err != nil {
+		return nil, err
+	}
+	defer f.disk.put(fd)
 	f.v.ns.RLock()
 	defer f.v.ns.RUnlock()
 	at := f.v.spots(f.n, f.home)
 	defer at.release()
-	return f.v.place.Write(f.disk.Load(), at.dirs, f.file, block)
+	return f.v.place.Write(fd.File, at.dirs, f.file, block)
 }
 
 func (f *openFile) isApart() bool {

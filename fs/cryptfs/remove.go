@@ -103,6 +103,11 @@ func (v *Volume) remove(ctx context.Context, dir *Node, name string, do func(ref
 			defer sub.release()
 		}
 	}
+	unpin, err := v.pin(n)
+	if err != nil {
+		return err
+	}
+	defer unpin()
 	g := v.raise(n, ref.Dir, s.entry, st)
 	if err := do(ref.Dir, s.entry, st); err != nil {
 		v.lay(g)
@@ -200,6 +205,12 @@ func (r *renaming) run() error {
 		return err
 	}
 	var g *ghost
+	unpin, err := v.pin(r.replaced())
+	if err != nil {
+		r.undo()
+		return err
+	}
+	defer unpin()
 	if other := r.replaced(); other != nil {
 		g = v.raise(other, r.to.ref.Dir, r.to.s.entry, r.to.st)
 	}

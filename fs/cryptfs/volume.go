@@ -64,6 +64,7 @@ type Volume struct {
 		open map[*openFile]struct{}
 		idle atomic.Int64 // of them, those without a handle
 	}
+	descr    descriptors
 	ghosts   atomic.Int64
 	space    spaceWatch
 	counters counters
@@ -88,6 +89,7 @@ func Open(ctx context.Context, c Config) (*Volume, error) {
 	}
 	v := &Volume{conf: c, path: path, log: c.Log, isRoot: os.Geteuid() == 0, stop: make(chan struct{}), loose: newUnsettled()}
 	v.files.open = map[*openFile]struct{}{}
+	v.descr.init(descriptorLimit())
 	v.births.Store(rand.Uint32())
 	if c.ReadOnly && c.Recover {
 		recoverFirst(ctx, c)

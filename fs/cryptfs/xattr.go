@@ -30,7 +30,7 @@ func (v *Volume) attrsOf(n *Node, f func(a backing.Attrs) error) error {
 		if n.file == nil {
 			return unix.ESTALE
 		}
-		return f(n.file.disk.Load().Attrs())
+		return n.file.disk.useHeld(func(d *backing.File) error { return f(d.Attrs()) })
 	}
 	dir, err := v.use(l.parent)
 	if err != nil {
