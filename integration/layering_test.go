@@ -131,6 +131,7 @@ var layers = map[string]layer{
 	"integration/powercut":       imports(),
 	"integration/rig":            imports().and(sysUnix),
 	"integration/soak":           imports(),
+	"integration/stress":         imports(),
 	"integration/kmsd":           imports("integration/kmsd/kmsserver").and(cobra),
 	"integration/kmsd/kmsserver": imports("integration/kmsd/iampolicy", "integration/kmsd/sigv4"),
 	"integration/kmsd/iampolicy": imports(),
