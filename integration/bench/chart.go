@@ -10,7 +10,7 @@ const (
 	chartWidth = 900
 	rowHeight  = 24
 	barLeft    = 120
-	barRight   = 860
+	barRight   = 845
 	lineHeight = 190 // of a line chart's plot
 	lineWidth  = 350
 )
@@ -116,7 +116,7 @@ func (r *results) bar(s *svg, w *work, mine string, x func(float64) float64, top
 		}
 		from, to := min(x(1), x(got.median)), max(x(1), x(got.median))
 		fmt.Fprintf(s, `<rect class="%s" x="%.1f" y="%.1f" width="%.1f" height="%d"/>`+"\n", class, from, top+5, max(1, to-from), rowHeight-10)
-		s.text(to+6, top+16, "start", fmt.Sprintf("%.2f", got.median))
+		s.text(chartWidth-8, top+16, "end", fmt.Sprintf("%.2f", got.median))
 	}
 	s.line("want", x(w.target), top+2, x(w.target), top+rowHeight-2)
 	floor, ok := r.fastest(w.name, isFloor)
@@ -149,9 +149,9 @@ type plot struct {
 func (g *growth) lines(s *svg, y float64) float64 {
 	plots := g.plots()
 	for i, p := range plots {
-		p.draw(s, 60+float64(i%2)*(lineWidth+90), y+float64(i/2)*(lineHeight+80))
+		p.draw(s, 60+float64(i%2)*(lineWidth+90), y+float64(i/2)*(lineHeight+95))
 	}
-	return y + float64((len(plots)+1)/2)*(lineHeight+80)
+	return y + float64((len(plots)+1)/2)*(lineHeight+95)
 }
 
 // lineSet collects points by line.
