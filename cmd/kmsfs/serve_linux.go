@@ -43,10 +43,9 @@ func serveMount(ctx context.Context, p *mountPlan, pass func() ([]byte, error), 
 	if err := mon.serveMetrics(ctx, p, v, log); err != nil {
 		return err
 	}
-	// Deriving a key from a passphrase took 64 MiB that are not needed again. The
-	// collector is left as it is: 20 MiB idle and under 80 MiB streaming, measured;
-	// a memory limit would make it thrash where millions of inodes are known.
+	// Deriving a key from a passphrase took 64 MiB that are not needed again.
 	debug.FreeOSMemory()
+	defer boundMemory()()
 	syscall.Umask(0) // each request brings its caller's
 	server, err := fusefs.Mount(v.Volume, p.Mountpoint, fusefs.Options{
 		AllowOther: p.AllowOther, ReadOnly: p.ReadOnly, Extra: p.Options, Log: log, Failed: mon.failed,

@@ -27,6 +27,7 @@ type fileSystem struct {
 	nodes  *nodeTable[*cryptfs.Node]
 	files  *handleTable[*cryptfs.Handle]
 	dirs   *handleTable[*dirStream]
+	pruner *pruner
 }
 
 func newFileSystem(v *cryptfs.Volume, log *slog.Logger) *fileSystem {
@@ -37,6 +38,7 @@ func newFileSystem(v *cryptfs.Volume, log *slog.Logger) *fileSystem {
 		files:  newHandleTable[*cryptfs.Handle](),
 		dirs:   newHandleTable[*dirStream](),
 	}
+	f.pruner = &pruner{count: f.nodes.count, sample: f.nodes.sample, max: maxKnown, wake: make(chan struct{}, 1), log: log}
 	// The kernel knows the root from the start and never forgets it.
 	f.nodes.add(fuse.FUSE_ROOT_ID, v.Root())
 	return f
@@ -87,6 +89,7 @@ func caller(h *fuse.InHeader, umask uint32) cryptfs.Caller {
 // enter hands the reference on n to the kernel and fills its entry.
 func (f *fileSystem) enter(n *cryptfs.Node, a *cryptfs.Attr, out *fuse.EntryOut) {
 	f.nodes.add(n.ID(), n)
+	f.pruner.crowded(f.nodes.crowd(n.ID()))
 	out.NodeId = n.ID()
 	out.EntryValid = cacheSeconds
 	out.AttrValid = cacheSeconds

@@ -28,6 +28,8 @@ type Options struct {
 	// should hear of: those that are logged at least as warnings. It must not
 	// block and must not use the mount. nil: nobody.
 	Failed func(Failure)
+
+	known int // instead of maxKnown, for tests; 0: maxKnown
 }
 
 // Failure is an operation that failed.
@@ -110,11 +112,16 @@ func Mount(v *cryptfs.Volume, mountpoint string, o Options) (*Server, error) {
 	if err != nil {
 		return nil, refused(err, args)
 	}
+	files.pruner.forget = server.PruneNotify
+	if o.known > 0 {
+		files.pruner.max = o.known
+	}
 	s := &Server{fuse: server, mountpoint: mountpoint, done: make(chan struct{})}
 	go func() {
 		server.Serve()
 		close(s.done)
 	}()
+	go files.pruner.run(s.done)
 	// The kernel has its answer to INIT: the mount is usable. go-fuse's WaitMount
 	// would open a file on it besides. A process killed while it waits for an
 	// answer of its own never ends, and keeps the store's lock: nothing in this
