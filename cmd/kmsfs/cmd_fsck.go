@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -12,6 +13,9 @@ import (
 type fsckOptions struct {
 	store  string
 	repair bool
+	quick  bool
+	empty  bool
+	jobs   int
 	trust  bool
 	json   bool
 }
@@ -24,13 +28,19 @@ func newFsckCommand(a *app) *cobra.Command {
 		Long: `Check every record, name, header and chunk of a store that is not mounted. Every
 file is read and authenticated, which takes one key service call for each.
 
+With --quick no contents are read and no file's key is asked for: records, names,
+symlink targets and attributes are authenticated, and of each file the size and
+what its header says.
+
 With --repair, records are restored from their second copies and what a crash
-left is cleared; contents are never changed or removed. Paths in the output are
-those of the store.
+left is finished, or put aside in .kmsfs/quarantine; contents are never changed
+or removed. --empty-quarantine removes what lies there, if nothing is damaged.
+Paths in the output are those of the store.
 
 Exit code 0: clean, or everything was mended. 4: damage is left. 5: some files
 could not be checked for want of a key. Others as usual.`,
 		Example: `  kmsfs fsck ~/store
+  kmsfs fsck --quick ~/store
   kmsfs fsck --json ~/store | jq -r '.problems[].path'
   kmsfs fsck --repair ~/store`,
 		Args: operands("STORE"),
@@ -39,8 +49,13 @@ could not be checked for want of a key. Others as usual.`,
 			return a.runFsck(cmd.Context(), o)
 		},
 	}
-	cmd.Flags().BoolVar(&o.repair, "repair", false, "restore records from their second copies, and clear what a crash left")
-	cmd.Flags().BoolVar(&o.json, "json", false, "print JSON")
+	f := cmd.Flags()
+	f.BoolVar(&o.repair, "repair", false, "restore records from their second copies, and clear what a crash left")
+	f.BoolVar(&o.quick, "quick", false, "leave out contents and whatever takes a file's own key")
+	f.BoolVar(&o.empty, "empty-quarantine", false, "remove what repairs have put aside, if nothing is damaged")
+	f.IntVar(&o.jobs, "jobs", cryptfs.DefaultJobs(), "files and directories to check at a time, 1 to 1024")
+	f.Lookup("jobs").DefValue = "" // of this machine: man pages have no such numbers
+	f.BoolVar(&o.json, "json", false, "print JSON")
 	addTrustFlag(cmd, &o.trust)
 	return cmd
 }
@@ -49,11 +64,25 @@ could not be checked for want of a key. Others as usual.`,
 type fsckResult struct {
 	Store string `json:"store"`
 	ID    string `json:"id"`
+	Quick bool   `json:"quick,omitempty"`
 	*cryptfs.FsckReport
 }
 
+func (o *fsckOptions) check() error {
+	switch {
+	case o.quick && (o.repair || o.empty):
+		return usage("--quick goes neither with --repair nor with --empty-quarantine", "leave out --quick: what is changed is checked in full first")
+	case o.jobs < 1 || o.jobs > 1024:
+		return usage(fmt.Sprintf("--jobs %d is not from 1 to 1024", o.jobs), "leave it out for the default")
+	}
+	return nil
+}
+
 func (a *app) runFsck(ctx context.Context, o fsckOptions) error {
-	facts, err := a.trustedStore(ctx, o.store, o.trust)
+	if err := o.check(); err != nil {
+		return err
+	}
+	facts, err := a.fsckFacts(ctx, o)
 	if err != nil {
 		return err
 	}
@@ -70,11 +99,15 @@ func (a *app) runFsck(ctx context.Context, o fsckOptions) error {
 		return err
 	}
 	defer p.Close()
-	bar := a.newProgress("checking", "files")
-	report, err := cryptfs.Fsck(ctx, cryptfs.FsckConfig{
+	c := cryptfs.FsckConfig{
 		Config: cryptfs.Config{Store: facts.path, Provider: p, Keys: facts.keys, Log: a.log(), SameKey: p.sameKey},
-		Repair: o.repair, Progress: func(files uint64, _ string) { bar.at(files) },
-	})
+		Repair: o.repair, Quick: o.quick, EmptyQuarantine: o.empty, Jobs: o.jobs,
+	}
+	bar := a.newFsckProgress(o.quick)
+	if bar.shown() {
+		c.Progress = bar.at
+	}
+	report, err := cryptfs.Fsck(ctx, c)
 	bar.finish()
 	if err != nil {
 		return err
@@ -83,13 +116,40 @@ func (a *app) runFsck(ctx context.Context, o fsckOptions) error {
 		return err
 	}
 	if o.json {
-		if err := a.printJSON(fsckResult{facts.path, facts.id, report}); err != nil {
+		if err := a.printJSON(fsckResult{facts.path, facts.id, o.quick, report}); err != nil {
 			return err
 		}
 	} else {
 		a.printFsck(report)
 	}
 	return fsckVerdict(o, report)
+}
+
+// fsckFacts are those of a store that this machine trusts, by the second copy of
+// its record if there is no first.
+func (a *app) fsckFacts(ctx context.Context, o fsckOptions) (storeFacts, error) {
+	facts, err := a.trustedStore(ctx, o.store, o.trust)
+	if !errors.Is(err, cryptfs.ErrRecordLost) {
+		return facts, err
+	}
+	real, err := storePath(o.store)
+	if err != nil {
+		return facts, err
+	}
+	info, err := cryptfs.InspectCopy(real)
+	if err != nil {
+		return facts, err
+	}
+	file, err := a.global.knownStoresPath()
+	if err != nil {
+		return facts, err
+	}
+	known, err := loadKnownStores(file)
+	if err != nil {
+		return facts, err
+	}
+	facts = storeFacts{id: info.ID.String(), path: real, keys: info.Keys}
+	return facts, a.checkTrust(ctx, known, facts, o.trust)
 }
 
 func (a *app) printFsck(r *cryptfs.FsckReport) {
@@ -102,6 +162,9 @@ func (a *app) printFsck(r *cryptfs.FsckReport) {
 	}
 	a.printf("%d directories, %d files, %d others; %d bytes authenticated; %d problems\n",
 		r.Directories, r.Files, r.Others, r.Bytes, len(r.Problems))
+	if r.Quarantined > 0 {
+		a.note(".kmsfs/quarantine holds %d things that repairs put aside; when nothing is missed: kmsfs fsck --empty-quarantine", r.Quarantined)
+	}
 }
 
 // fsckVerdict turns a report into the command's outcome: damage weighs more

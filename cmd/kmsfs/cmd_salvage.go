@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kmsfs/kmsfs/crypto/envelope"
+	"github.com/kmsfs/kmsfs/fs/cryptfs"
 	"github.com/kmsfs/kmsfs/fs/salvage"
 )
 
@@ -80,7 +81,7 @@ func (a *app) runSalvage(ctx context.Context, o salvageOptions) error {
 		return err
 	}
 	defer p.Close()
-	bar := a.newProgress("salvaging", "files")
+	bar := a.newTotal("salvaging", cryptfs.FsckCount{Files: s.Files()}, true)
 	report, err := s.Write(ctx, salvage.Config{Out: o.out, Provider: p, Keys: keys, SameKey: p.sameKey, Log: a.log(), Progress: bar.at})
 	bar.finish()
 	if errors.Is(err, salvage.ErrNotEmpty) || errors.Is(err, salvage.ErrInside) {

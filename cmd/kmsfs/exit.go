@@ -49,6 +49,7 @@ var sentinelOutcomes = []struct {
 	{errNoStore, outcome{exitNoStore, "give the directory that kmsfs init made"}},
 	{cryptfs.ErrNoStore, outcome{exitNoStore, "give the directory that kmsfs init made"}},
 	{cryptfs.ErrNewerFormat, outcome{exitNoStore, "use a newer kmsfs"}},
+	{cryptfs.ErrRecordLost, outcome{exitDamage, "kmsfs fsck --repair STORE restores it; kmsfs salvage reads a store without it"}},
 	{cryptfs.ErrLocked, outcome{exitBusy, "unmount it first (kmsfs status lists the mounts), or open it with --read-only"}},
 	{cryptfs.ErrElsewhere, outcome{exitBusy, "unmount it there first, or open it with --read-only"}},
 	{cryptfs.ErrKeysChanged, outcome{exitUntrusted, "if you know why they changed: kmsfs known-stores accept STORE"}},

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/schollz/progressbar/v3"
+
+	"github.com/kmsfs/kmsfs/fs/cryptfs"
 )
 
 // progress counts on standard error while long work runs, if that is a
@@ -79,4 +81,57 @@ func (p *rewrapProgress) finish() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.bar.finish()
+}
+
+// fsckProgress shows how many files are checked until the total is known, then
+// how many bytes of how many, and the time that is left.
+type fsckProgress struct {
+	a     *app
+	quick bool // no bytes are read
+	mu    sync.Mutex
+	bar   *progress
+	sure  bool // the total is known
+}
+
+func (a *app) newFsckProgress(quick bool) *fsckProgress {
+	return &fsckProgress{a: a, quick: quick, bar: a.newProgress("checking", "files")}
+}
+
+func (p *fsckProgress) shown() bool { return p.bar.bar != nil }
+
+func (p *fsckProgress) at(done, total cryptfs.FsckCount) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if total.Files > 0 && !p.sure {
+		p.sure = true
+		p.bar.finish()
+		p.bar = p.a.newTotal("checking", total, p.quick)
+	}
+	if p.sure && !p.quick {
+		p.bar.at(min(done.Bytes, total.Bytes))
+		return
+	}
+	p.bar.at(done.Files)
+}
+
+func (p *fsckProgress) finish() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.bar.finish()
+}
+
+// newTotal is newProgress with an end in sight.
+func (a *app) newTotal(what string, total cryptfs.FsckCount, files bool) *progress {
+	p := a.newProgress(what, "files")
+	switch {
+	case p.bar == nil:
+	case files:
+		p.bar.ChangeMax64(int64(total.Files))
+		progressbar.OptionSetPredictTime(true)(p.bar)
+	default:
+		p.bar.ChangeMax64(int64(total.Bytes))
+		progressbar.OptionSetPredictTime(true)(p.bar)
+		progressbar.OptionShowBytes(true)(p.bar)
+	}
+	return p
 }

@@ -46,6 +46,7 @@ type Config struct {
 	Background func(ctx context.Context) context.Context
 	Journal    journal.Options
 	Tap        backing.Tap             // tests: in place of every operation on the store's disk; nil: none
+	mend       bool                    // second copies of the store record count as well: for fsck
 	machine    *lease.Identity         // tests: on whose machine the volume is; nil: this one
 	onStep     func(what string) error // tests: called before each change that a job makes
 }

@@ -47,6 +47,9 @@ var (
 	ErrKeysChanged = fault.New(fault.KeyRejected, "cryptfs: the store's keys are not those pinned on this machine")
 	// ErrRecord means that the store record fails authentication.
 	ErrRecord = fault.New(fault.Integrity, "cryptfs: store record fails authentication")
+	// ErrRecordLost means that the store record is not there, or not whole, and its
+	// second copy is: fsck restores one from the other.
+	ErrRecordLost = fault.New(fault.Integrity, "cryptfs: the store record is missing or damaged, and its second copy is there")
 	// ErrDirRecord means that a directory's record is missing or fails authentication.
 	ErrDirRecord = fault.New(fault.Integrity, "cryptfs: directory record fails authentication")
 	// ErrHeader means a header that is not this store's.

@@ -18,6 +18,7 @@ import (
 	"github.com/kmsfs/kmsfs/fs/backing"
 	"github.com/kmsfs/kmsfs/fs/classify"
 	"github.com/kmsfs/kmsfs/fs/record"
+	"github.com/kmsfs/kmsfs/fs/rewrap"
 )
 
 // Init makes a store in a directory that is absent or empty. The store record
@@ -250,7 +251,15 @@ func (b *builder) write(ctx context.Context, root *backing.Dir) error {
 	if err := root.Sync(); err != nil {
 		return err
 	}
-	return writeRecord(meta, b.rec)
+	text, err := b.rec.Encode()
+	if err != nil {
+		return err
+	}
+	// Without the first copy there is no store, so that it comes first here.
+	if err := meta.Replace(storeFile, text, 0o600); err != nil {
+		return err
+	}
+	return rewrap.WriteCopy(root, text)
 }
 
 // writeClassFiles writes the first copies of the wrapped name keys.
@@ -271,14 +280,6 @@ func writeClassFiles(meta *backing.Dir, rec *record.Store) error {
 	return nil
 }
 
-func writeRecord(meta *backing.Dir, rec *record.Store) error {
-	b, err := rec.Encode()
-	if err != nil {
-		return err
-	}
-	return meta.Replace(storeFile, b, 0o600)
-}
-
 // clean takes away what a failed init made; there was nothing else before.
 func (b *builder) clean(root *backing.Dir) {
 	if meta, err := root.OpenDir(metaDir); err == nil {
@@ -291,6 +292,7 @@ func (b *builder) clean(root *backing.Dir) {
 		_ = meta.Close()
 	}
 	_ = root.Rmdir(metaDir)
+	_ = root.Unlink(record.StoreCopy)
 	_ = root.Unlink(dirFile)
 	_ = root.Attrs("").Remove(dirAttr)
 }

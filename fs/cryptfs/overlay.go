@@ -61,6 +61,11 @@ func (v *Volume) keepFound(key *keymem.Key) error {
 	if err != nil {
 		return err
 	}
+	if v.conf.mend {
+		if v.lastEpoch, err = journal.LastEpoch(v.meta, key); err != nil {
+			return err
+		}
+	}
 	if len(all.Epochs) == 0 {
 		return nil
 	}

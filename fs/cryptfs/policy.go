@@ -14,6 +14,7 @@ import (
 	"github.com/kmsfs/kmsfs/fs/backing"
 	"github.com/kmsfs/kmsfs/fs/classify"
 	"github.com/kmsfs/kmsfs/fs/record"
+	"github.com/kmsfs/kmsfs/fs/rewrap"
 )
 
 // ApplyPolicy makes p the store's policy and tells what changed. What an
@@ -78,7 +79,7 @@ func (v *Volume) writePolicy(ctx context.Context, p *classify.Policy, resolved k
 	if err := writeClassFiles(v.meta, rec); err != nil {
 		return err
 	}
-	if err := writeRecord(v.meta, rec); err != nil {
+	if err := rewrap.WriteRecord(v.root, v.meta, rec); err != nil {
 		return err
 	}
 	v.adopt(rec, p, classes)

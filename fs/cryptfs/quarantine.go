@@ -34,6 +34,16 @@ func (v *Volume) quarantine(d *backing.Dir, entry string) error {
 	return d.Rename(entry, q, quarantineName(entry), 0)
 }
 
+// quarantineBytes keeps what is about to be replaced.
+func (v *Volume) quarantineBytes(name string, b []byte) error {
+	q, err := v.openQuarantine()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = q.Close() }()
+	return q.WriteNew(quarantineName(name), b, 0o600, true)
+}
+
 // quarantineCopy keeps the bytes of a store file that is about to be cut.
 func (v *Volume) quarantineCopy(entry string, f *backing.File) error {
 	q, err := v.openQuarantine()

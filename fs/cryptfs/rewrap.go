@@ -55,7 +55,9 @@ const maxOutcomes = 64
 
 func (v *Volume) openRewraps() {
 	v.rewraps.batch = rewrap.NewBatch(v.root, v.meta, v.place)
-	v.rewraps.usage = rewrap.NewUsage(v.meta, nil)
+	if !v.conf.mend { // which looks for temporaries
+		v.rewraps.usage = rewrap.NewUsage(v.meta, nil)
+	}
 	v.rewraps.outcomes = map[string][]byte{}
 }
 
@@ -349,7 +351,7 @@ func (v *Volume) rewrapKeys(value []byte) error {
 	if err != nil {
 		return err
 	}
-	if err := rewrap.WriteKeys(v.meta, next, k); err != nil {
+	if err := rewrap.WriteKeys(v.root, v.meta, next, k); err != nil {
 		return err
 	}
 	v.rec = next

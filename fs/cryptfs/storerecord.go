@@ -47,7 +47,20 @@ func newInfo(rec *record.Store, l *record.Layout, verified bool) *Info {
 	}
 }
 
+// readRecord reads the first copy of the record. That there is a second one where
+// the first is of no use is all that anybody but fsck wants to know: what is
+// damaged is mended by somebody who looks at it, and not passed over.
 func readRecord(root *backing.Dir) (*record.Store, *record.Layout, error) {
+	rec, layout, err := readFirstRecord(root)
+	if errors.Is(err, ErrNoStore) || isDamage(err) {
+		if _, _, cerr := readCopy(root); cerr == nil {
+			return nil, nil, fmt.Errorf("%w (%v)", ErrRecordLost, err)
+		}
+	}
+	return rec, layout, err
+}
+
+func readFirstRecord(root *backing.Dir) (*record.Store, *record.Layout, error) {
 	meta, err := root.OpenDir(metaDir)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
 		return nil, nil, ErrNoStore
@@ -177,7 +190,7 @@ func nameHeaders(meta *backing.Dir, rec *record.Store, l *record.Layout, name st
 				continue
 			}
 		}
-		if first == nil {
+		if first == nil || errors.Is(first, unix.ENOENT) {
 			first = fmt.Errorf("name key of class %s: %w", name, err)
 		}
 	}

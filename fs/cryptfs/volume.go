@@ -49,15 +49,17 @@ type Volume struct {
 	policy  *classify.Policy
 	classes map[string]*class
 
-	nodes   nodeTable
-	dirs    dirCache
-	sharing sharing
-	rewraps rewraps
-	journal *journal.Log // nil if read-only
-	found   *found       // what the journal of a read-only volume has
-	loose   *unsettled
-	births  atomic.Uint32
-	jobs    *jobKeys // nil if read-only
+	nodes     nodeTable
+	dirs      dirCache
+	sharing   sharing
+	rewraps   rewraps
+	journal   *journal.Log // nil if read-only
+	lost      error        // why the record was read from its second copy; nil: it was not
+	lastEpoch uint32       // the journal's newest when the volume was opened
+	found     *found       // what the journal of a read-only volume has
+	loose     *unsettled
+	births    atomic.Uint32
+	jobs      *jobKeys // nil if read-only
 
 	files struct {
 		sync.Mutex
@@ -106,20 +108,19 @@ func (v *Volume) setUp(ctx context.Context) error {
 	if v.root, err = backing.OpenRootTapped(v.conf.Store, v.conf.Tap); err != nil {
 		return err
 	}
-	if v.rec, v.layout, err = readRecord(v.root); err != nil {
+	if err := v.readRecords(); err != nil {
 		return err
 	}
 	if !sameKeys(v.conf.Keys, v.rec.Body.Keys) {
 		return ErrKeysChanged
 	}
-	if v.meta, err = v.root.OpenDir(metaDir); err != nil {
+	if err := v.openMeta(); err != nil {
 		return err
 	}
 	if err := v.lockStore(); err != nil {
 		return err
 	}
-	v.policy = v.layout.Policy
-	v.place = placement.New(v.layout.Placement, v.layout.HeaderSize)
+	v.adoptRecord(v.rec, v.layout)
 	v.keys = envelope.NewManager(v.conf.Provider, v.layout.ID, envelope.Options{
 		Log: v.log, SameKey: v.conf.SameKey, PoolSize: v.conf.Pool,
 		Observe: v.conf.Observe, Call: v.noteCall, Background: v.conf.Background,
@@ -127,7 +128,7 @@ func (v *Volume) setUp(ctx context.Context) error {
 	if !v.conf.ReadOnly {
 		v.openRewraps()
 	}
-	storeKey, err := v.openClasses(ctx)
+	storeKey, err := v.openEither(func() (*envelope.FileKey, error) { return v.openClasses(ctx) })
 	if err != nil {
 		return err
 	}
@@ -139,6 +140,9 @@ func (v *Volume) setUp(ctx context.Context) error {
 		if err := v.rewraps.batch.Recover(v.log); err != nil {
 			return err
 		}
+		if !v.conf.mend {
+			v.keepCopy()
+		}
 	}
 	if err := v.openRootNode(); err != nil {
 		return err
@@ -148,6 +152,12 @@ func (v *Volume) setUp(ctx context.Context) error {
 		return v.readJournal(ctx, storeKey)
 	}
 	return v.openJournal(ctx, storeKey)
+}
+
+// adoptRecord makes the volume that of a record.
+func (v *Volume) adoptRecord(rec *record.Store, l *record.Layout) {
+	v.rec, v.layout, v.policy = rec, l, l.Policy
+	v.place = placement.New(l.Placement, l.HeaderSize)
 }
 
 // lockPatience is how long an owner of the store may take to let go: one that
@@ -208,7 +218,7 @@ func (v *Volume) openJournal(ctx context.Context, storeKey *envelope.FileKey) er
 	if err != nil {
 		return err
 	}
-	v.journal = log
+	v.journal, v.lastEpoch = log, log.LastEpoch()
 	if err := v.recover(ctx, found); err != nil {
 		return err
 	}

@@ -9,6 +9,8 @@ var (
 	ErrAborted = fault.New(fault.None, "journal: stopped after a failed sync")
 	// ErrClosed means a call after Close.
 	ErrClosed = fault.New(fault.Invalid, "journal: closed")
+	// ErrBegun means a call that is for a log in which no epoch has begun.
+	ErrBegun = fault.New(fault.Invalid, "journal: an epoch has begun")
 	// ErrRecovering means a checkpoint before Recovered.
 	ErrRecovering = fault.New(fault.Invalid, "journal: recovery is not over")
 	// ErrEntry means an entry that the format does not allow.

@@ -75,6 +75,24 @@ func Read(meta *backing.Dir, key *keymem.Key) (*Found, error) {
 	return &before.found, nil
 }
 
+// LastEpoch returns the greatest epoch that the journal knows of, 0 if it knows
+// none. It changes nothing and takes no lock.
+func LastEpoch(meta *backing.Dir, key *keymem.Key) (uint32, error) {
+	dir, err := meta.OpenDir(dirName)
+	if errors.Is(err, unix.ENOENT) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("journal: %w", err)
+	}
+	defer func() { _ = dir.Close() }() // read only: nothing to lose
+	st, err := readDir(dir, key)
+	if err != nil {
+		return 0, err
+	}
+	return st.last, nil
+}
+
 func readDir(dir *backing.Dir, key *keymem.Key) (*state, error) {
 	var files [2]file
 	defer closeAll(&files)

@@ -184,6 +184,31 @@ func (l *Log) Epoch() (uint32, error) {
 	return l.cur, nil
 }
 
+// LastEpoch returns the greatest epoch that has begun, 0 if none has.
+func (l *Log) LastEpoch() uint32 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.last
+}
+
+// Beyond begins an epoch later than all those up to epoch, of a log in which
+// none has begun. It is for a store that lost its journal: files of it were born
+// in epochs that must not come again.
+func (l *Log) Beyond(epoch uint32) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch err := l.Err(); {
+	case l.closed:
+		return ErrClosed
+	case err != nil:
+		return err
+	case l.cur != 0:
+		return ErrBegun
+	}
+	l.last = max(l.last, epoch)
+	return l.begin()
+}
+
 // ready begins an epoch if none has begun. l.mu is held.
 func (l *Log) ready() error {
 	if l.closed {

@@ -150,7 +150,7 @@ func (w *Locked) Keys(_ context.Context, k record.StoreKeys) error {
 	if err != nil {
 		return err
 	}
-	if err := WriteKeys(w.s.meta, rec, k); err != nil {
+	if err := WriteKeys(w.s.root, w.s.meta, rec, k); err != nil {
 		return err
 	}
 	w.s.rec = rec
@@ -174,10 +174,14 @@ func ReplaceKeys(rec *record.Store, k record.StoreKeys) (*record.Store, error) {
 	return &out, nil
 }
 
-// WriteKeys writes the record, and the class files of the name keys in k.
-func WriteKeys(meta *backing.Dir, rec *record.Store, k record.StoreKeys) error {
+// WriteKeys writes the record, its second copy before it, and the class files of
+// the name keys in k.
+func WriteKeys(root, meta *backing.Dir, rec *record.Store, k record.StoreKeys) error {
 	b, err := rec.Encode()
 	if err != nil {
+		return err
+	}
+	if err := copyKeys(root, rec, b, k); err != nil {
 		return err
 	}
 	if err := meta.Replace(record.StoreFile, b, 0o600); err != nil {
