@@ -57,11 +57,12 @@ func newBadWorld(t *testing.T) *badWorld {
 	m.Unmount()
 	w.h.Run("init", "--keyring", w.path("protected.json"), "--passphrase", "--passphrase-file", w.path("passphrase"), w.path("P"))
 	w.h.Sh(`cd "$1"; mkdir m full empty-dir; touch full/x
-		cp -a S newer; sed -i '1s/1$/2/' newer/.kmsfs/store
-		cp -a S cut; truncate -s 100 cut/.kmsfs/store
-		cp -a S garbled; sed -i 's/"placement"/"plaecment"/' garbled/.kmsfs/store
-		cp -a S nothing; : > nothing/.kmsfs/store
-		cp -a S odd; head -c 5000 /dev/urandom > odd/.kmsfs/store
+		cp -a S newer; rm newer/.kmsfs.store; sed -i '1s/1$/2/' newer/.kmsfs/store
+		cp -a S cut; rm cut/.kmsfs.store; truncate -s 100 cut/.kmsfs/store
+		cp -a S garbled; rm garbled/.kmsfs.store; sed -i 's/"placement"/"plaecment"/' garbled/.kmsfs/store
+		cp -a S nothing; rm nothing/.kmsfs.store; : > nothing/.kmsfs/store
+		cp -a S odd; rm odd/.kmsfs.store; head -c 5000 /dev/urandom > odd/.kmsfs/store
+		cp -a S lost; rm lost/.kmsfs/store
 		cp -a S nokeys; rm -r nokeys/.kmsfs/classes
 		mkdir other; cp "$2" other/keyring.json; chmod 600 other/keyring.json
 		cp "$2" open.json; chmod 644 open.json
@@ -121,7 +122,7 @@ func TestBadStores(t *testing.T) {
 	w := newBadWorld(t)
 	m := w.path("m")
 	for name, code := range map[string]int{
-		"absent": 3, "a-file": 3, "empty-dir": 3, "full": 3, "nothing": 3, "odd": 3, "newer": 3, "cut": 4, "garbled": 4,
+		"absent": 3, "a-file": 3, "empty-dir": 3, "full": 3, "nothing": 3, "odd": 3, "newer": 3, "cut": 4, "garbled": 4, "lost": 4,
 	} {
 		w.want("mount "+name, code, "mount", w.path(name), m)
 		w.want("ls "+name, code, "ls", w.path(name))

@@ -101,6 +101,13 @@ func TestDoctorRecord(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	put(t, record, text[:len(text)-2])
+	want(store, "second copy", "fsck --repair")
+	if err := os.Remove(filepath.Join(store, ".kmsfs.store")); err != nil {
+		t.Fatal(err)
+	}
+	put(t, record, text)
+	wantFinding(t, doctor(h, store), "store.record", store, "ok", "no second copy")
 	for _, tc := range []struct {
 		text  []byte
 		words []string

@@ -362,7 +362,17 @@ func (b *salvageBench) mustFindByID(out string, rep salvageReport, names ...stri
 // salvageRecord: a store without its record is read by the keys that the
 // machine trusts for it; one that it does not know only if the user says so.
 func salvageRecord(b *salvageBench) {
-	for _, damage := range []string{`rm "$1"/.kmsfs/store`, `truncate -s 100 "$1"/.kmsfs/store`} {
+	for _, damage := range []string{`truncate -s 100 "$1"/.kmsfs/store`, `sed -i 's/^mac ..../mac 0000/' "$1"/.kmsfs/store`, `rm "$1"/.kmsfs/store`} {
+		b.fresh(func() {
+			b.h.Sh(damage, b.store) // F-70
+			out, rep := b.salvage(b.store, 0)
+			b.check(out, rep)
+			if !strings.Contains(strings.Join(rep.Notes, "\n"), "second copy") {
+				b.t.Errorf("notes: %q", rep.Notes)
+			}
+		})
+	}
+	for _, damage := range []string{`rm "$1"/.kmsfs/store "$1"/.kmsfs.store`, `truncate -s 100 "$1"/.kmsfs/store`} {
 		b.h.Sh(damage, b.store)
 		out, rep := b.salvage(b.store, 0)
 		b.check(out, rep)
@@ -387,7 +397,7 @@ func salvageClasses(b *salvageBench) {
 	b.h.Sh(`rm -r "$1"/.kmsfs/classes`, b.store)
 	out, rep := b.salvage(b.store, 0)
 	b.check(out, rep)
-	b.h.Sh(`rm "$1"/.kmsfs/store`, b.store)
+	b.h.Sh(`rm "$1"/.kmsfs/store "$1"/.kmsfs.store`, b.store)
 	out, rep = b.salvage(b.store, 4)
 	b.mustFindByID(out, rep, "small", "dir/even", "phi/card")
 	open := b.problem(rep, b.entries["open"]) // its own name is one of the root's
@@ -469,7 +479,7 @@ func salvageKeys(b *salvageBench) {
 
 // salvageKeysGone: a header that names another key than the store's is refused.
 func salvageKeysGone(b *salvageBench) {
-	b.h.Sh(`rm "$1"/.kmsfs/store`, b.store)
+	b.h.Sh(`rm "$1"/.kmsfs/store "$1"/.kmsfs.store`, b.store)
 	known, err := os.ReadFile(filepath.Join(b.h.Dir, ".config/kmsfs/known-stores"))
 	if err != nil {
 		b.t.Fatal(err)

@@ -41,7 +41,8 @@ func (s *victimStore) refused(what string, code int, words ...string) {
 	}
 	for _, args := range [][]string{{"mount", s.dir, m}, {"mount", "--trust", "--read-only", s.dir, m}, {"ls", s.dir}, {"fsck", s.dir}} {
 		res := s.h.Try(args...)
-		if res.Code != code || res.Stdout != "" {
+		checked := args[0] == "fsck" && code == 4 // by the second copy of the record, and tells what it found
+		if res.Code != code || res.Stdout != "" && !checked {
 			s.t.Errorf("%s: kmsfs %s: exit %d, want %d; %q %s", what, args[0], res.Code, code, res.Stdout, res.Stderr)
 		}
 		for _, w := range words {

@@ -66,29 +66,59 @@ func ReadStore(path string) (*Store, []Finding) {
 		return fail(err)
 	}
 	defer func() { _ = root.Close() }()
+	s, meta, err := readFirst(root)
+	second := hasCopy(root)
+	switch {
+	case err != nil && second && !errors.Is(err, record.ErrNewer) && !errors.Is(err, fs.ErrPermission):
+		return nil, one(check, Error, path, "the store record is missing or damaged, and its second copy is there: "+err.Error(), "kmsfs fsck --repair restores it")
+	case err != nil:
+		return fail(err)
+	}
+	defer func() { _ = meta.Close() }()
+	s.Path = path
+	s.unclean, _ = journal.Unclean(meta) // what cannot be read, the checks of files tell
+	s.jobs = unfinishedIn(meta)
+	text := fmt.Sprintf("store %s, placement %s, %d classes", s.ID, s.Placement, len(s.Classes))
+	if !second {
+		text += "; there is no second copy of its record yet: the next mount for writing makes one"
+	}
+	return s, one(check, OK, path, text, "")
+}
+
+// readFirst reads the first copy of the record, and opens the directory that it
+// is in.
+func readFirst(root *backing.Dir) (*Store, *backing.Dir, error) {
 	meta, err := root.OpenDir(record.MetaDir)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
 		err = record.ErrNoStore
 	}
 	if err != nil {
-		return fail(err)
+		return nil, nil, err
 	}
-	defer func() { _ = meta.Close() }()
 	b, err := meta.ReadFile(record.StoreFile, record.MaxStore)
 	if errors.Is(err, unix.ENOENT) {
 		err = record.ErrNoStore
 	}
-	if err != nil {
-		return fail(err)
+	var s *Store
+	if err == nil {
+		s, err = parseStore(b)
 	}
-	s, err := parseStore(b)
 	if err != nil {
-		return fail(err)
+		_ = meta.Close()
+		return nil, nil, err
 	}
-	s.Path = path
-	s.unclean, _ = journal.Unclean(meta) // what cannot be read, the checks of files tell
-	s.jobs = unfinishedIn(meta)
-	return s, one(check, OK, path, fmt.Sprintf("store %s, placement %s, %d classes", s.ID, s.Placement, len(s.Classes)), "")
+	return s, meta, nil
+}
+
+// hasCopy reports whether there is a second copy of the record (docs/format.md,
+// F-70), as far as its form goes.
+func hasCopy(root *backing.Dir) bool {
+	b, err := root.ReadFile(record.StoreCopy, record.MaxStore)
+	if err != nil {
+		return false
+	}
+	_, err = parseStore(b)
+	return err == nil
 }
 
 // unfinishedIn returns the jobs that left something to go on with in .kmsfs

@@ -49,8 +49,15 @@ type Source struct {
 	sidecars map[envelope.ID][]string // where header files lie
 	bodies   map[envelope.ID]bool     // how files without a header of their own begin
 	rewraps  []record.Rewrapped       // headers that were being written
+	copies   []recordCopy             // second copies of store records
 	files    uint64
 	notes    []string
+}
+
+// recordCopy is a file that is called as the second copy of a store record is.
+type recordCopy struct {
+	b    []byte
+	meta string // path of where the first is, or was
 }
 
 // StoreKeys are the keys that a store's files are said to be under. Nothing of
@@ -87,6 +94,9 @@ func Open(ctx context.Context, name string) (*Source, error) {
 	if err := s.look(ctx, s.root, "."); err != nil {
 		s.Close()
 		return nil, err
+	}
+	for _, c := range s.copies { // first copies come first
+		s.addCopy(c)
 	}
 	return s, nil
 }
@@ -136,6 +146,11 @@ func (s *Source) look(ctx context.Context, d *backing.Dir, at string) error {
 		}
 		switch st.Type() {
 		case unix.S_IFREG:
+			if e.Name == record.StoreCopy && len(s.copies) < maxStores {
+				if b, err := d.ReadFile(e.Name, record.MaxStore); err == nil {
+					s.copies = append(s.copies, recordCopy{b, path.Join(at, record.MetaDir)})
+				}
+			}
 			s.lookAt(d, e.Name, where, st.Size)
 		case unix.S_IFDIR:
 			if err := s.lookInto(ctx, d, e.Name, where); err != nil {
@@ -188,12 +203,40 @@ func (s *Source) addRecord(b []byte, where string) error {
 		return fmt.Errorf("a second record of store %s, or too many stores: %w", layout.ID, ErrRecord)
 	}
 	st.rec, st.layout, st.meta = rec, layout, where
+	s.addNameKeys(rec, layout)
+	return nil
+}
+
+func (s *Source) addNameKeys(rec *record.Store, l *record.Layout) {
 	for _, block := range rec.Keys.Names {
-		if h, err := envelope.Parse(block); err == nil && h.Store == layout.ID {
+		if h, err := envelope.Parse(block); err == nil && h.Store == l.ID {
 			s.addHeader(h)
 		}
 	}
-	return nil
+}
+
+// addCopy takes a second copy of a record for the first if that was not found, and
+// keeps it for the case that the first is not authentic.
+func (s *Source) addCopy(c recordCopy) {
+	rec, err := record.ParseStore(c.b)
+	if err != nil {
+		return
+	}
+	layout, err := rec.Layout()
+	if err != nil {
+		return
+	}
+	st := s.store(layout.ID)
+	switch {
+	case st == nil:
+	case st.rec == nil:
+		s.notes = append(s.notes, fmt.Sprintf("store %s: the store record is read from its second copy", layout.ID))
+		st.rec, st.layout, st.meta = rec, layout, c.meta
+		s.addNameKeys(rec, layout)
+	case st.spare == nil:
+		st.spare = rec
+		s.addNameKeys(rec, layout)
+	}
 }
 
 // lookAt notes the header of a file, or what the file is if it is nothing but a

@@ -35,6 +35,7 @@ type store struct {
 
 	rec    *record.Store // nil without a record that can be read
 	layout *record.Layout
+	spare  *record.Store // the record's second copy, if both are there
 	meta   string // path of the directory that the record is in
 
 	// While it is written:
@@ -96,8 +97,28 @@ func (t *store) close() {
 	}
 }
 
-// verify checks the store record and reads the journal that is under its key.
+// verify checks the store record, or its second copy.
 func (t *store) verify(ctx context.Context, s *Source, r *Report) error {
+	err := t.verifyOne(ctx, s, r)
+	if err == nil || t.spare == nil || ctx.Err() != nil {
+		return err
+	}
+	layout, lerr := t.spare.Layout()
+	if lerr != nil {
+		return err
+	}
+	rec, was := t.rec, t.layout
+	t.rec, t.layout = t.spare, layout
+	if serr := t.verifyOne(ctx, s, r); serr != nil {
+		t.rec, t.layout = rec, was
+		return err
+	}
+	r.note(fmt.Sprintf("store %s: the store record is read from its second copy: %v", t.id, err))
+	return nil
+}
+
+// verifyOne checks a record and reads the journal that is under its key.
+func (t *store) verifyOne(ctx context.Context, s *Source, r *Report) error {
 	var first error
 	for _, class := range slices.Sorted(maps.Keys(t.rec.Keys.Store)) {
 		h, err := envelope.Parse(t.rec.Keys.Store[class])
