@@ -36,7 +36,7 @@ type store struct {
 	rec    *record.Store // nil without a record that can be read
 	layout *record.Layout
 	spare  *record.Store // the record's second copy, if both are there
-	meta   string // path of the directory that the record is in
+	meta   string        // path of the directory that the record is in
 
 	// While it is written:
 	manager  *envelope.Manager
