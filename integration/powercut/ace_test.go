@@ -1,7 +1,6 @@
 package powercut
 
 import (
-	"math/rand/v2"
 	"os"
 	"strings"
 	"testing"
@@ -73,7 +72,7 @@ func (s step) parents() (out []string) {
 		return "."
 	}
 	switch s.Op {
-	case "create", "mkdir", "symlink", "unlink", "rmdir":
+	case "create", "tmpfile", "mkdir", "symlink", "unlink", "rmdir":
 		return []string{dir(s.Path)}
 	case "link":
 		return []string{dir(s.To)}
@@ -89,7 +88,7 @@ func (s step) parents() (out []string) {
 // opens reports whether the step has a file open, which it can sync.
 func (s step) opens() bool {
 	switch s.Op {
-	case "create", "write", "rewrite", "truncate", "setxattr", "rmxattr", "chmod", "allocate", "punch", "mmap":
+	case "create", "tmpfile", "write", "rewrite", "truncate", "setxattr", "rmxattr", "chmod", "allocate", "punch", "zero", "mmap":
 		return true
 	}
 	return false
@@ -123,8 +122,10 @@ func (o *oracle) valid(s step) bool {
 		x, parent = o.root, true
 	}
 	switch s.Op {
-	case "create", "mkdir", "symlink":
+	case "create", "tmpfile", "mkdir", "symlink":
 		return x == nil && parent
+	case "settle", "checkpoint", "remount", "let":
+		return true
 	}
 	if x == nil {
 		return false
@@ -190,18 +191,16 @@ func TestSequences(t *testing.T) {
 	for _, p := range placements {
 		t.Run(p.String(), func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t, p, prepared)
+			r := newRig(t, layout{placement: p}, prepared)
 			all := sequences(r.model)
 			states := 0
 			for i, s := range all {
 				h, o := r.record(s, nil)
-				n, err := r.cutEverywhere(h, o, rand.New(rand.NewPCG(uint64(i), 4)), perSequence)
-				states += n
+				prover := newProver(r, uint64(i), 4)
+				err := prover.cutEverywhere(h, o, perSequence)
+				states += prover.states
 				if err != nil {
-					t.Errorf("%v\n%v", s, err)
-				}
-				if t.Failed() {
-					break
+					t.Fatalf("%v\n%v", s, err)
 				}
 			}
 			t.Logf("%d sequences, %d states", len(all), states)

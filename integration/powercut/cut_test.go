@@ -31,6 +31,7 @@ func (m mask) has(i int64) bool { return m.sector == 0 || m.bits>>(uint64(i)%64)
 type history struct {
 	base   *disk
 	events []event
+	first  int // of the events, that are no part of what is tried
 
 	mustAt int // of the last call of must
 	mustOf []bool

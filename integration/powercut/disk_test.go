@@ -2,6 +2,7 @@ package powercut
 
 import (
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -147,12 +148,32 @@ func (d *disk) make(n *inode, at string, made map[uint64]string) error {
 	case unix.S_IFLNK:
 		return os.Symlink(n.target, at)
 	case unix.S_IFREG:
-		if err := os.WriteFile(at, n.data, 0o600); err != nil {
+		if err := n.write(at); err != nil {
 			return err
 		}
 		return n.setAttrs(at)
 	}
 	return unix.Mknod(at, n.mode, 0)
+}
+
+// write makes the file, with holes where whole pages are zeros.
+func (n *inode) write(at string) error {
+	f, err := os.OpenFile(at, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	err = f.Truncate(int64(len(n.data)))
+	for from := 0; from < len(n.data) && err == nil; {
+		to := from
+		for to < len(n.data) && !isZero(n.data[to:min(to+4096, len(n.data))]) {
+			to = min(to+4096, len(n.data))
+		}
+		if to > from {
+			_, err = f.WriteAt(n.data[from:to], int64(from))
+		}
+		from = to + 4096
+	}
+	return errors.Join(err, f.Close())
 }
 
 func (n *inode) setAttrs(path string) error {

@@ -1,18 +1,47 @@
 package powercut
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 )
 
 // perSequence is how many states of a sequence are tried.
-const perSequence = 2
+const perSequence = 1
+
+// deepest is how often the power is cut, at most, while the cut before is being
+// recovered from.
+const deepest = 3
+
+// prover tries states. What it chooses follows from its seeds.
+type prover struct {
+	r      *rig
+	rnd    *rand.Rand
+	states int
+}
+
+func newProver(r *rig, seed, stream uint64) *prover {
+	return &prover{r: r, rnd: rand.New(rand.NewPCG(seed, stream))}
+}
+
+// promise is what a state must fulfil.
+type promise interface{ check(root *found) error }
+
+// both is two promises.
+type both [2]promise
+
+func (b both) check(root *found) error { return errors.Join(b[0].check(root), b[1].check(root)) }
+
+// unchanged promises what was found before.
+type unchanged struct{ was *found }
+
+func (u unchanged) check(root *found) error { return u.was.same(".", root) }
 
 // cutEverywhere tries states after each event of a history, up to limit of them
-// taken at random, or all with CRASH_FULL. It returns how many differed.
-func (r *rig) cutEverywhere(h *history, o *oracle, rnd *rand.Rand, limit int) (int, error) {
+// taken at random, or all with CRASH_FULL.
+func (p *prover) cutEverywhere(h *history, o *oracle, limit int) error {
 	seen := map[[32]byte]bool{}
-	for _, c := range h.choose(rnd, limit) {
+	for _, c := range h.choose(p.rnd, limit) {
 		v := o.at(c.at)
 		d := h.state(c)
 		sum := d.sum()
@@ -20,24 +49,114 @@ func (r *rig) cutEverywhere(h *history, o *oracle, rnd *rand.Rand, limit int) (i
 			continue
 		}
 		seen[sum] = true
-		if err := r.try(d, v, nil); err != nil {
-			return len(seen), fmt.Errorf("cut after %d of %d events (=: durable, -: lost, ~: torn):\n%s%w", c.at, len(h.events), h.describe(c), err)
+		if err := p.try(d, v, deepest); err != nil {
+			return h.failure(c, err)
 		}
 	}
-	return len(seen), nil
+	return nil
+}
+
+func (h *history) failure(c cut, err error) error {
+	return fmt.Errorf("cut after %d of %d events (=: durable, -: lost, ~: torn):\n%s%w", c.at, len(h.events), h.describe(c), err)
 }
 
 func (h *history) choose(rnd *rand.Rand, limit int) (out []cut) {
 	if full {
-		for at := range len(h.events) + 1 {
+		for at := h.first; at <= len(h.events); at++ {
 			out = append(out, h.cuts(at, rnd, 4)...)
 		}
 		return out
 	}
 	for range limit {
-		at := rnd.IntN(len(h.events) + 1)
-		all := h.cuts(at, rnd, 4)
-		out = append(out, all[rnd.IntN(len(all))])
+		out = append(out, h.anywhere(rnd))
 	}
 	return out
+}
+
+// anywhere returns one cut at random.
+func (h *history) anywhere(rnd *rand.Rand) cut {
+	at := h.first + rnd.IntN(len(h.events)+1-h.first)
+	all := h.cuts(at, rnd, 4)
+	return all[rnd.IntN(len(all))]
+}
+
+// try builds a state, recovers it, and holds it against the promise. The
+// recovery is cut in turn, now and then, and what that leaves is tried as well,
+// down to a depth. It is a mount, or fsck --repair.
+func (p *prover) try(d *disk, want promise, depth int) error {
+	p.states++
+	store, remove := p.r.folder()
+	defer remove()
+	if err := d.build(store); err != nil {
+		return err
+	}
+	again := depth > 0 && p.rnd.IntN(3) == 0
+	var mounting, checking *recorder
+	var before, between *disk
+	tap := func(rec **recorder, at **disk) (err error) {
+		if !again {
+			return nil
+		}
+		if *at, err = loadDisk(store); err == nil {
+			*rec = newRecorder(*at)
+		}
+		return err
+	}
+	mount := func() (*found, int, error) {
+		if err := tap(&mounting, &before); err != nil {
+			return nil, 0, err
+		}
+		root, opened, err := p.r.look(store, mounting)
+		if err == nil {
+			err = want.check(root)
+		}
+		return root, opened, err
+	}
+	fsck := func() error {
+		if err := tap(&checking, &between); err != nil {
+			return err
+		}
+		return p.r.repair(store, checking)
+	}
+	var root *found
+	var opened int
+	var err error
+	repaired := want
+	if p.rnd.IntN(4) == 0 {
+		if err = fsck(); err == nil {
+			root, opened, err = mount()
+		}
+	} else {
+		if root, opened, err = mount(); err == nil {
+			repaired = both{want, unchanged{root}}
+			err = fsck()
+		}
+	}
+	if err != nil || !again {
+		return err
+	}
+	err = p.cutRecovery("the mount", &history{base: before, events: mounting.events}, depth, func(at int) promise {
+		if at >= opened {
+			return both{want, unchanged{root}}
+		}
+		return want
+	})
+	if err != nil {
+		return err
+	}
+	return p.cutRecovery("fsck --repair", &history{base: between, events: checking.events}, depth, func(int) promise { return repaired })
+}
+
+// cutRecovery tries states that a cut in a recovery leaves.
+func (p *prover) cutRecovery(what string, h *history, depth int, want func(at int) promise) error {
+	if len(h.events) == 0 {
+		return nil
+	}
+	for range 2 {
+		c := h.anywhere(p.rnd)
+		if err := p.try(h.state(c), want(c.at), depth-1); err != nil {
+			return fmt.Errorf("in the recovery by %s: %w", what, h.failure(c, err))
+		}
+	}
+	return nil
 }

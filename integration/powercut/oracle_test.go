@@ -28,7 +28,9 @@ type object struct {
 	xattr   []at[string] // user.k, "": none
 	entries []at[map[string]*object]
 	synced  []at[int] // durable is what it was at time v, for a cut after t
-	removed []int     // times at which it lost a name
+	// datasynced is the same of the data alone.
+	datasynced []at[int]
+	removed    []int // times at which it lost a name
 }
 
 func last[T any](s []at[T]) T { return s[len(s)-1].v }
@@ -147,7 +149,7 @@ func (o *oracle) end(pos int) { o.ends = append(o.ends, pos) }
 
 func (o *oracle) do(s step) {
 	switch s.Op {
-	case "create":
+	case "create", "tmpfile":
 		o.put(s.Path, o.object(unix.S_IFREG, 0o644))
 	case "mkdir":
 		o.put(s.Path, o.object(unix.S_IFDIR, 0o755))
@@ -164,7 +166,9 @@ func (o *oracle) do(s step) {
 	case "exchange":
 		o.exchange(s.Path, s.To)
 	}
-	if s.Op != "unlink" && s.Op != "rmdir" && s.Op != "rename" && s.Op != "exchange" {
+	switch s.Op {
+	case "unlink", "rmdir", "rename", "exchange", "hold", "let":
+	default:
 		o.change(s, o.find(s.Path))
 	}
 }
@@ -174,7 +178,7 @@ func (o *oracle) change(s step, x *object) {
 	case "rewrite":
 		o.wrote(x, nil)
 		fallthrough
-	case "create", "write", "mmap":
+	case "create", "tmpfile", "write", "mmap":
 		if s.Len > 0 {
 			o.wrote(x, overlay(last(x.data), s.Off, s.bytes()))
 		}
@@ -198,11 +202,20 @@ func (o *oracle) change(s step, x *object) {
 		x.xattr = append(x.xattr, at[string]{o.now, ""})
 	case "chmod":
 		x.mode = append(x.mode, at[uint32]{o.now, uint32(s.Off)})
-	case "fsync", "fsyncdir", "fdatasync":
+	case "zero":
+		n := max(int64(len(last(x.data))), s.Off+s.Len)
+		data := make([]byte, n)
+		copy(data, last(x.data))
+		clear(data[s.Off : s.Off+s.Len])
+		o.wrote(x, data)
+	case "fsync", "fsyncdir":
 		s.Sync = true
+	case "fdatasync":
+		x.datasynced = append(x.datasynced, at[int]{o.now, o.now})
 	}
 	if s.Sync {
 		x.synced = append(x.synced, at[int]{o.now, o.now})
+		x.datasynced = append(x.datasynced, at[int]{o.now, o.now})
 	}
 }
 
@@ -228,9 +241,11 @@ func (o *oracle) at(pos int) *view {
 }
 
 // floor is the time as of which x is durable.
-func (v *view) floor(x *object) int {
+func (v *view) floor(x *object) int { return v.since(x.synced) }
+
+func (v *view) since(synced []at[int]) int {
 	t := 0
-	for _, s := range x.synced {
+	for _, s := range synced {
 		if s.t <= v.over {
 			t = s.v
 		}
@@ -261,6 +276,51 @@ type found struct {
 	target    string
 	xattr     string
 	entries   map[string]*found
+}
+
+// oracleOf returns an oracle that begins with what was found, all of it durable.
+func oracleOf(root *found) *oracle {
+	o := &oracle{from: []int{0}, ends: []int{0}}
+	o.root = o.take(root, map[uint64]*object{})
+	return o
+}
+
+func (o *oracle) take(f *found, known map[uint64]*object) *object {
+	if x := known[f.ino]; x != nil {
+		return x
+	}
+	x := o.object(f.typ, f.mode)
+	known[f.ino] = x
+	x.target, x.xattr = f.target, []at[string]{{0, f.xattr}}
+	if x.data != nil {
+		x.data = []at[[]byte]{{0, f.data}}
+	}
+	for name, child := range f.entries {
+		x.entries[0].v[name] = o.take(child, known)
+	}
+	return x
+}
+
+// same is the demand that what is found is what was found before.
+func (f *found) same(p string, g *found) error {
+	switch {
+	case f.typ != g.typ || f.mode != g.mode || f.target != g.target || f.xattr != g.xattr:
+		return fmt.Errorf("%s is not what it was at the mount before", p)
+	case !bytes.Equal(f.data, g.data):
+		return fmt.Errorf("%s: %d bytes are not the %d that it had at the mount before", p, len(g.data), len(f.data))
+	case len(f.entries) != len(g.entries):
+		return fmt.Errorf("%s has %d names, and had %d at the mount before", p, len(g.entries), len(f.entries))
+	}
+	for name, child := range f.entries {
+		other := g.entries[name]
+		if other == nil {
+			return fmt.Errorf("%s/%s was there at the mount before", p, short(name))
+		}
+		if err := child.same(p+"/"+short(name), other); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // check holds what was found against what may be there.
@@ -330,7 +390,7 @@ func (v *view) file(p string, x *object, f *found, is map[*object]*found) error 
 	case x.typ == unix.S_IFDIR:
 		return v.dir(p, x, f, is)
 	case x.typ == unix.S_IFREG:
-		return content(p, f.data, may(x.data, floor, v.latest))
+		return content(p, f.data, may(x.data, v.since(x.datasynced), v.latest))
 	}
 	return nil
 }

@@ -1,7 +1,6 @@
 package powercut
 
 import (
-	"math/rand/v2"
 	"strings"
 	"testing"
 
@@ -64,16 +63,16 @@ var bugs = []struct {
 func TestPlantedBugs(t *testing.T) {
 	for _, b := range bugs {
 		t.Run(b.name, func(t *testing.T) {
-			r := newRig(t, b.placement, prepared)
+			r := newRig(t, layout{placement: b.placement}, prepared)
 			for i := range uint64(3) { // what is right with the same states passes
 				h, o := r.record(b.steps, nil)
-				if _, err := r.cutEverywhere(h, o, rand.New(rand.NewPCG(i, 1)), 60); err != nil {
+				if err := newProver(r, i, 1).cutEverywhere(h, o, 60); err != nil {
 					t.Fatalf("without the bug: %v", err)
 				}
 			}
 			for i := range uint64(20) {
 				h, o := r.record(b.steps, b.plant)
-				if _, err := r.cutEverywhere(h, o, rand.New(rand.NewPCG(i, 2)), 60); err != nil {
+				if err := newProver(r, i, 2).cutEverywhere(h, o, 60); err != nil {
 					t.Logf("caught: %.400s", lastLine(err.Error()))
 					return
 				}

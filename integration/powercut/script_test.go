@@ -140,6 +140,8 @@ func (s step) do(mount string, held map[string]*os.File) error {
 		return s.open(path, unix.O_RDONLY, func(fd int) error { return unix.Fchmod(fd, uint32(s.Off)) })
 	case "fsyncdir":
 		return s.open(path, unix.O_RDONLY|unix.O_DIRECTORY, unix.Fsync)
+	case "tmpfile":
+		return s.unnamed(path)
 	case "hold":
 		f, err := os.OpenFile(path, os.O_RDWR, 0)
 		held[path] = f
@@ -168,9 +170,25 @@ func (s step) open(path string, flags int, f func(fd int) error) error {
 	return errors.Join(err, unix.Close(fd))
 }
 
+// unnamed makes a file with O_TMPFILE, which gets its name with its contents.
+func (s step) unnamed(path string) error {
+	fd, err := unix.Open(filepath.Dir(path), unix.O_RDWR|unix.O_TMPFILE|unix.O_CLOEXEC, 0o644)
+	if err != nil {
+		return err
+	}
+	err = s.use(fd)
+	if err == nil {
+		err = unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW)
+	}
+	if err == nil && s.Sync {
+		err = unix.Fsync(fd)
+	}
+	return errors.Join(err, unix.Close(fd))
+}
+
 func (s step) use(fd int) error {
 	switch s.Op {
-	case "create", "rewrite", "write":
+	case "create", "tmpfile", "rewrite", "write":
 		if s.Len == 0 {
 			return nil
 		}
@@ -183,6 +201,8 @@ func (s step) use(fd int) error {
 		return unix.Ftruncate(fd, s.Off)
 	case "allocate":
 		return unix.Fallocate(fd, 0, s.Off, s.Len)
+	case "zero":
+		return unix.Fallocate(fd, unix.FALLOC_FL_ZERO_RANGE, s.Off, s.Len)
 	case "punch":
 		return unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, s.Off, s.Len)
 	case "mmap":

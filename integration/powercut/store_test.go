@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
 
@@ -25,21 +24,33 @@ import (
 
 var placements = []envelope.Placement{envelope.Prefix, envelope.Xattr, envelope.Sidecar}
 
-// rig makes stores of one placement, in memory.
+// layout is a kind of store.
+type layout struct {
+	placement envelope.Placement
+	plain     bool // names are not encrypted
+}
+
+func (l layout) String() string {
+	if l.plain {
+		return l.placement.String() + ",plain"
+	}
+	return l.placement.String()
+}
+
+// rig makes stores of one layout, in memory.
 type rig struct {
 	t        testing.TB
 	dir      string // on a file system in memory
 	provider keywrap.Provider
 	keys     map[string][]string
-	base     string // a store to start with
 	model    *oracle
-	disk     *disk // what base is
+	disk     *disk // a store to start with
 	client   *client
 	n        int
 }
 
 // newRig makes a store with some files in it, whose steps the oracle knows.
-func newRig(t testing.TB, p envelope.Placement, prepare []step) *rig {
+func newRig(t testing.TB, l layout, prepare []step) *rig {
 	t.Helper()
 	dir, err := os.MkdirTemp("/dev/shm", "kmsfs-powercut-")
 	if err != nil {
@@ -50,13 +61,17 @@ func newRig(t testing.TB, p envelope.Placement, prepare []step) *rig {
 	if err := k.CreateKey("general"); err != nil {
 		t.Fatal(err)
 	}
-	r := &rig{t: t, dir: dir, provider: keywrap.Mux{Keyring: k}, base: filepath.Join(dir, "base"), client: newClient(t)}
+	base := filepath.Join(dir, "base")
+	r := &rig{t: t, dir: dir, provider: keywrap.Mux{Keyring: k}, client: newClient(t)}
 	pol := classify.Single("general", "keyring:general")
 	c := pol.Classes["general"]
 	c.Names, c.ChunkSize = classify.NamesEncrypted, chunk
+	if l.plain {
+		c.Names = classify.NamesPlain
+	}
 	pol.Classes["general"] = c
 	info, err := cryptfs.Init(t.Context(), cryptfs.InitConfig{
-		Store: r.base, Policy: pol, Placement: p, HeaderSize: 1024, Suite: dare.AES256GCM, Provider: r.provider,
+		Store: base, Policy: pol, Placement: l.placement, HeaderSize: 1024, Suite: dare.AES256GCM, Provider: r.provider,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -65,12 +80,15 @@ func newRig(t testing.TB, p envelope.Placement, prepare []step) *rig {
 	if err := os.Mkdir(filepath.Join(dir, "mnt"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	s := r.mount(r.base, nil)
+	s, err := r.mount(base, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, x := range prepare {
 		s.do(x, r.model)
 	}
 	s.unmount()
-	if r.disk, err = loadDisk(r.base); err != nil {
+	if r.disk, err = loadDisk(base); err != nil {
 		t.Fatal(err)
 	}
 	for _, x := range r.model.all {
@@ -89,7 +107,7 @@ func (x *object) rebase() {
 	if x.entries != nil {
 		x.entries = []at[map[string]*object]{{0, last(x.entries)}}
 	}
-	x.synced, x.removed = nil, nil
+	x.synced, x.datasynced, x.removed = nil, nil, nil
 }
 
 // clone copies an oracle whose time is 0.
@@ -132,15 +150,16 @@ type session struct {
 	tap    *recorder
 }
 
-func (r *rig) mount(store string, tap *recorder) *session {
+// mount opens a store and mounts it. The error is of opening it.
+func (r *rig) mount(store string, tap *recorder) (*session, error) {
 	r.t.Helper()
-	c := r.config(store, nil)
+	c := r.config(store, roomy{})
 	if tap != nil {
 		c.Tap = tap
 	}
 	v, err := cryptfs.Open(context.Background(), c)
 	if err != nil {
-		r.t.Fatal(err)
+		return nil, err
 	}
 	mnt := filepath.Join(r.dir, "mnt")
 	s, err := fusefs.Mount(v, mnt, fusefs.Options{Log: c.Log})
@@ -148,7 +167,7 @@ func (r *rig) mount(store string, tap *recorder) *session {
 		r.t.Fatal(err)
 	}
 	r.t.Cleanup(func() { _ = s.Unmount() }) // if the test ended early
-	return &session{r, v, s, mnt, tap}
+	return &session{r, v, s, mnt, tap}, nil
 }
 
 func (s *session) unmount() {
@@ -162,16 +181,18 @@ func (s *session) unmount() {
 	}
 }
 
+// pos is how much is recorded by now.
+func (s *session) pos() int {
+	if s.tap == nil {
+		return 0
+	}
+	return s.tap.at()
+}
+
 // do does a step, in the mount and in the oracle.
 func (s *session) do(x step, o *oracle) {
 	s.r.t.Helper()
-	pos := func() int {
-		if s.tap == nil {
-			return 0
-		}
-		return s.tap.at()
-	}
-	o.begin(pos())
+	o.begin(s.pos())
 	var err error
 	switch x.Op {
 	case "settle":
@@ -186,46 +207,98 @@ func (s *session) do(x step, o *oracle) {
 	if err != nil {
 		s.r.t.Fatalf("%s: %v", x, err)
 	}
-	o.end(pos())
+	o.end(s.pos())
+}
+
+// folder makes an empty directory for a store.
+func (r *rig) folder() (path string, remove func()) {
+	r.t.Helper()
+	r.n++
+	path = filepath.Join(r.dir, fmt.Sprint("store", r.n))
+	if err := os.Mkdir(path, 0o700); err != nil {
+		r.t.Fatal(err)
+	}
+	return path, func() { _ = os.RemoveAll(path) }
 }
 
 // record does the steps on a copy of the base, and tells what happened.
 func (r *rig) record(steps []step, bug func(*recorder)) (*history, *oracle) {
 	r.t.Helper()
-	store := filepath.Join(r.dir, "live")
-	if out, err := exec.Command("cp", "-a", r.base, store).CombinedOutput(); err != nil {
-		r.t.Fatalf("%v: %s", err, out)
-	}
-	defer func() { _ = os.RemoveAll(store) }()
-	d, err := loadDisk(store)
+	o := r.model.clone()
+	h, _, err := r.recordOn(r.disk, o, func(*oracle) []step { return steps }, bug)
 	if err != nil {
 		r.t.Fatal(err)
+	}
+	return h, o
+}
+
+// recordOn does steps on a store that is made of d. Without an oracle it mounts
+// what a crash left: then what was found is what the oracle begins with.
+func (r *rig) recordOn(d *disk, o *oracle, steps func(*oracle) []step, bug func(*recorder)) (*history, *oracle, error) {
+	r.t.Helper()
+	store, remove := r.folder()
+	defer remove()
+	if err := d.build(store); err != nil {
+		return nil, nil, err
+	}
+	d, err := loadDisk(store)
+	if err != nil {
+		return nil, nil, err
 	}
 	rec := newRecorder(d)
 	if bug != nil {
 		bug(rec)
 	}
-	o := r.model.clone()
-	s := r.mount(store, rec)
-	for _, x := range steps {
+	s, err := r.mount(store, rec)
+	if err != nil {
+		return nil, nil, fmt.Errorf("open: %w", err)
+	}
+	first := 0
+	if o == nil {
+		root, err := walk(s.volume)
+		if err != nil {
+			s.unmount()
+			return nil, nil, err
+		}
+		first, o = rec.at(), oracleOf(root)
+	}
+	for _, x := range steps(o.clone()) {
+		if x.Op == "remount" {
+			s.unmount()
+			if s, err = r.mount(store, rec); err != nil {
+				return nil, nil, fmt.Errorf("open again: %w", err)
+			}
+			continue
+		}
 		s.do(x, o)
 	}
 	s.unmount()
-	return &history{base: d, events: rec.events}, o
+	return &history{base: d, events: rec.events, first: first}, o, nil
+}
+
+// roomy is a disk that takes no space ahead of need, which costs time in memory.
+type roomy struct{}
+
+func (roomy) Do(op *backing.Op, do func() error) error {
+	if op.Call == "fallocate" && op.Flags&unix.FALLOC_FL_PUNCH_HOLE == 0 {
+		return nil
+	}
+	return do()
 }
 
 // look opens a state as a store, with whatever recovery that takes, and returns
-// what is in it. tap sees the recovery; it may be nil.
-func (r *rig) look(store string, tap backing.Tap) (*found, error) {
+// what is in it, and how much tap had seen when it was open.
+func (r *rig) look(store string, tap *recorder) (root *found, opened int, err error) {
 	v, err := cryptfs.Open(context.Background(), r.config(store, tap))
 	if err != nil {
-		return nil, fmt.Errorf("open: %w", err)
+		return nil, 0, fmt.Errorf("open: %w", err)
 	}
-	root, err := walk(v)
+	opened = tap.at()
+	root, err = walk(v)
 	if cerr := v.Close(); err == nil && cerr != nil {
 		err = fmt.Errorf("close: %w", cerr)
 	}
-	return root, err
+	return root, opened, err
 }
 
 func walk(v *cryptfs.Volume) (*found, error) {
@@ -304,11 +377,11 @@ func readAll(v *cryptfs.Volume, n *cryptfs.Node, size int64) ([]byte, error) {
 	return bytes.Clone(p[:m]), err
 }
 
-// fsck checks a recovered store: nothing in it is damaged, what a crash may leave
-// it clears, and then finds nothing.
-func (r *rig) fsck(store string) error {
+// repair has fsck clear what a crash left: nothing in the store is damaged, and
+// nothing is left that a second look finds.
+func (r *rig) repair(store string, tap backing.Tap) error {
 	for _, repair := range []bool{true, false} {
-		report, err := cryptfs.Fsck(context.Background(), cryptfs.FsckConfig{Config: r.config(store, nil), Repair: repair})
+		report, err := cryptfs.Fsck(context.Background(), cryptfs.FsckConfig{Config: r.config(store, tap), Repair: repair})
 		if err != nil {
 			return fmt.Errorf("fsck: %w", err)
 		}
@@ -317,35 +390,9 @@ func (r *rig) fsck(store string) error {
 				return fmt.Errorf("fsck (repair %v): %s: %s (%s, mended %v)", repair, p.Path, p.What, p.Class, p.Mended)
 			}
 		}
+		if len(report.Problems) == 0 {
+			return nil
+		}
 	}
 	return nil
-}
-
-// try builds a state, recovers it, and holds it against the oracle.
-func (r *rig) try(d *disk, v *view, tap func(*disk) backing.Tap) error {
-	r.n++
-	store := filepath.Join(r.dir, fmt.Sprint("state", r.n))
-	if err := os.Mkdir(store, 0o700); err != nil {
-		return err
-	}
-	defer func() { _ = os.RemoveAll(store) }()
-	if err := d.build(store); err != nil {
-		return err
-	}
-	var t backing.Tap
-	if tap != nil {
-		again, err := loadDisk(store)
-		if err != nil {
-			return err
-		}
-		t = tap(again)
-	}
-	root, err := r.look(store, t)
-	if err != nil {
-		return err
-	}
-	if err := v.check(root); err != nil {
-		return err
-	}
-	return r.fsck(store)
 }
