@@ -91,11 +91,19 @@ func (f *File) rollback(was mark) {
 
 // grow makes the file end bytes long before a write at from: the chunk that was
 // last is filled up and becomes a middle one, and chunks between it and the
-// write become holes.
+// write become holes. A write that begins in an earlier chunk fills it up
+// itself: zeros in its place would be something that the file never had, and a
+// crash could leave them.
 func (f *File) grow(from, end dare.PlainOff) error {
 	old := f.last(f.size)
 	first, _ := f.geo.Chunk(from)
-	if old >= 0 && f.last(end) > old {
+	switch {
+	case old < 0 || f.last(end) == old:
+	case first < old: // all of it is about to be overwritten, and not before what comes first
+		if err := f.evict(); err != nil {
+			return err
+		}
+	default:
 		if err := f.load(old); err != nil {
 			return err
 		}

@@ -313,7 +313,7 @@ func (v *Volume) Link(ctx context.Context, n *Node, dir *Node, name string) (Att
 		return Attr{}, fmt.Errorf("link: %w", ErrCrossClass)
 	}
 	got, a, err := v.made(dir, cipher, name, func(d *backing.Dir, entry string) error {
-		if l, _ := n.where(); l.parent != dir && v.isFresh(dir) && !v.isLoose(n.key) {
+		if l, _ := n.where(); l.parent != dir && v.isFresh(dir) {
 			if err := v.syncRecords(dir); err != nil { // the new name must not be lost with the record
 				return err
 			}

@@ -129,13 +129,6 @@ func (v *Volume) takeApart(k inoKey) bool {
 	return true
 }
 
-// isLoose reports whether a store file may not be on the disk yet.
-func (v *Volume) isLoose(k inoKey) bool {
-	v.loose.mu.Lock()
-	defer v.loose.mu.Unlock()
-	return v.loose.inodes[k].Unsynced
-}
-
 // takeMeta reports whether an inode's attributes have to be made durable, which
 // the caller does.
 func (v *Volume) takeMeta(k inoKey) bool {

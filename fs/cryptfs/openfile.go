@@ -468,8 +468,9 @@ func (f *openFile) Direct(fence bool, durable int64, write func() error) error {
 	}, write)
 }
 
-// NewHeader implements chunkfile.Owner. In placement sidecar the header that is
-// there may still be needed, until the disk has it that the file was cut.
+// NewHeader implements chunkfile.Owner. A header elsewhere may still be needed
+// until the disk has it that the file was cut: what the journal has for the old
+// contents counts by that one's birth.
 func (f *openFile) NewHeader(sparse bool) ([]byte, error) {
 	epoch, err := f.v.journal.Epoch()
 	if err != nil {
@@ -478,7 +479,7 @@ func (f *openFile) NewHeader(sparse bool) ([]byte, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	h := f.secrets.header
-	if f.birth != 0 && f.v.place.Sidecar(h.File[:]) != "" {
+	if f.birth != 0 && !f.v.place.Body() {
 		if err := f.disk.Datasync(); err != nil {
 			return nil, err
 		}

@@ -147,11 +147,11 @@ func (v *Volume) Rename(ctx context.Context, dir *Node, name string, newDir *Nod
 	if dir.dirClass() != newDir.dirClass() {
 		return ErrCrossClass
 	}
-	if err := v.syncTarget(dir, from, newDir); err != nil {
+	if err := v.syncTarget(dir, newDir); err != nil {
 		return err
 	}
 	if flags&unix.RENAME_EXCHANGE != 0 {
-		if err := v.syncTarget(newDir, to, dir); err != nil {
+		if err := v.syncTarget(newDir, dir); err != nil {
 			return err
 		}
 	}
@@ -406,21 +406,14 @@ func (v *Volume) moved(n *Node, from, to link, name string) {
 	}
 }
 
-// syncTarget makes a new directory's record durable before something that may be
-// durable gets a name there: that name must not be lost with the record.
-func (v *Volume) syncTarget(dir *Node, s stored, newDir *Node) error {
+// syncTarget makes a new directory's record durable before something from
+// another gets a name there: what is durable of that must not be lost with the
+// record.
+func (v *Volume) syncTarget(dir, newDir *Node) error {
 	v.ns.RLock()
 	defer v.ns.RUnlock()
 	if dir == newDir || !v.isFresh(newDir) {
 		return nil
-	}
-	ref, err := v.use(dir)
-	if err != nil {
-		return err
-	}
-	defer ref.release()
-	if st, err := ref.Stat(s.entry); err != nil || v.isLoose(keyOf(st)) {
-		return nil // the rename tells
 	}
 	return v.syncRecords(newDir)
 }

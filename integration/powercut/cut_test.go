@@ -33,6 +33,8 @@ type history struct {
 	events []event
 	first  int // of the events, that are no part of what is tried
 
+	from, to int // the events of the steps, without those of the mount and its end
+
 	mustAt int // of the last call of must
 	mustOf []bool
 }
@@ -235,15 +237,73 @@ func (h *history) open(at int) (out []int) {
 	return out
 }
 
-// cuts returns the cuts at a place: everything lost, nothing, all but one and
-// one only, of writes also sectors, and n more at random.
+// cuts returns the cuts at a place: the broad ones, of each event alone, of all
+// but one, of writes also sectors, and n more at random.
 func (h *history) cuts(at int, r *rand.Rand, n int) []cut {
 	open := h.open(at)
+	out := append(h.broad(at, open), h.single(at, open, r)...)
+	for range n {
+		out = append(out, h.random(at, open, r))
+	}
+	return out
+}
+
+// anywhere returns one cut at random.
+func (h *history) anywhere(r *rand.Rand) cut {
+	at := h.first + r.IntN(len(h.events)+1-h.first)
+	if h.to > h.from && r.IntN(4) > 0 {
+		at = h.from + r.IntN(h.to+1-h.from)
+	}
+	open := h.open(at)
+	if len(open) == 0 {
+		return cut{at, nil}
+	}
+	switch r.IntN(3) {
+	case 0:
+		return pick(r, h.broad(at, open))
+	case 1:
+		return pick(r, h.single(at, open, r))
+	}
+	return h.random(at, open, r)
+}
+
+// broad are cuts as they are common: nothing is lost, or everything, or all of
+// one kind, as where a file system writes names before contents, or all of a
+// file.
+func (h *history) broad(at int, open []int) []cut {
+	lose := func(what func(e *event) bool) cut {
+		c := cut{at, map[int]mask{}}
+		for _, i := range open {
+			if what(&h.events[i]) {
+				c.lost[i] = mask{}
+			}
+		}
+		return c
+	}
+	data := func(e *event) bool { return e.kind == write || e.kind == zero || e.kind == resize }
+	names := func(e *event) bool { return e.dirs() != nil }
+	out := []cut{
+		lose(func(*event) bool { return false }), lose(func(*event) bool { return true }),
+		lose(data), lose(func(e *event) bool { return !data(e) }),
+		lose(names), lose(func(e *event) bool { return !names(e) }),
+	}
+	seen := map[uint64]bool{}
+	for _, i := range open {
+		if ino := h.events[i].ino; !seen[ino] {
+			seen[ino] = true
+			of := func(e *event) bool { return e.ino == ino && !names(e) }
+			out = append(out, lose(of), lose(func(e *event) bool { return !of(e) }))
+		}
+	}
+	return out
+}
+
+// single are cuts of each event alone, and of all but one.
+func (h *history) single(at int, open []int, r *rand.Rand) (out []cut) {
 	all := map[int]mask{}
 	for _, i := range open {
 		all[i] = mask{}
 	}
-	out := []cut{{at, nil}, {at, all}}
 	for _, i := range open {
 		out = append(out, cut{at, map[int]mask{i: {}}}, cut{at, without(all, i)})
 		if h.events[i].kind != write {
@@ -254,9 +314,6 @@ func (h *history) cuts(at int, r *rand.Rand, n int) []cut {
 			only[i] = m
 			out = append(out, cut{at, map[int]mask{i: m}}, cut{at, only})
 		}
-	}
-	for range n {
-		out = append(out, h.random(at, open, r))
 	}
 	return out
 }

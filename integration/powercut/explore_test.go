@@ -40,8 +40,22 @@ func (u unchanged) check(root *found) error { return u.was.same(".", root) }
 // cutEverywhere tries states after each event of a history, up to limit of them
 // taken at random, or all with CRASH_FULL.
 func (p *prover) cutEverywhere(h *history, o *oracle, limit int) error {
+	return p.tryAll(h, o, h.choose(p.rnd, limit))
+}
+
+// cutBroadly tries the broad cuts after each event of the steps.
+func (p *prover) cutBroadly(h *history, o *oracle) error {
+	var all []cut
+	for at := h.from; at <= h.to; at++ {
+		all = append(all, h.broad(at, h.open(at))...)
+	}
+	return p.tryAll(h, o, all)
+}
+
+// tryAll tries cuts, those that leave the same disk once.
+func (p *prover) tryAll(h *history, o *oracle, cuts []cut) error {
 	seen := map[[32]byte]bool{}
-	for _, c := range h.choose(p.rnd, limit) {
+	for _, c := range cuts {
 		v := o.at(c.at)
 		d := h.state(c)
 		sum := d.sum()
@@ -71,13 +85,6 @@ func (h *history) choose(rnd *rand.Rand, limit int) (out []cut) {
 		out = append(out, h.anywhere(rnd))
 	}
 	return out
-}
-
-// anywhere returns one cut at random.
-func (h *history) anywhere(rnd *rand.Rand) cut {
-	at := h.first + rnd.IntN(len(h.events)+1-h.first)
-	all := h.cuts(at, rnd, 4)
-	return all[rnd.IntN(len(all))]
 }
 
 // try builds a state, recovers it, and holds it against the promise. The

@@ -325,7 +325,7 @@ func (f *found) same(p string, g *found) error {
 
 // check holds what was found against what may be there.
 func (v *view) check(root *found) error {
-	is := map[*object]*found{}
+	is := map[*object]*found{v.root: root}
 	if err := v.dir(".", v.root, root, is); err != nil {
 		return err
 	}

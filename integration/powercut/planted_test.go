@@ -16,17 +16,17 @@ var bugs = []struct {
 }{
 	{
 		"the journal is not synced", envelope.Prefix,
-		[]step{{Op: "write", Path: "foo", Off: 3000, Len: 3000, Seed: 1, Sync: true}},
+		[]step{{Op: "write", Path: "foo", Off: 3000, Len: 3000, Seed: 51, Sync: true}},
 		func(r *recorder) { r.skip = func(e *event) bool { return e.kind == datasync } },
 	},
 	{
 		"a new file is not synced", envelope.Prefix,
-		[]step{{Op: "create", Path: "new", Len: 9000, Seed: 1, Sync: true}, {Op: "fsyncdir", Path: "."}},
+		[]step{{Op: "create", Path: "new", Len: 9000, Seed: 51, Sync: true}, {Op: "fsyncdir", Path: "."}},
 		func(r *recorder) { r.skip = func(e *event) bool { return e.kind == fsync && !r.isDir[e.ino] } },
 	},
 	{
 		"a directory is not synced", envelope.Prefix,
-		[]step{{Op: "create", Path: "new", Len: 10, Seed: 1, Sync: true}, {Op: "fsyncdir", Path: "."}},
+		[]step{{Op: "create", Path: "new", Len: 10, Seed: 51, Sync: true}, {Op: "fsyncdir", Path: "."}},
 		func(r *recorder) { r.skip = func(e *event) bool { return e.kind == fsync && r.isDir[e.ino] } },
 	},
 	{
@@ -38,7 +38,7 @@ var bugs = []struct {
 	},
 	{
 		"a sidecar's name is not synced", envelope.Sidecar,
-		[]step{{Op: "create", Path: "new"}, {Op: "fsyncdir", Path: "."}, {Op: "write", Path: "new", Len: 100, Seed: 1, Sync: true}},
+		[]step{{Op: "create", Path: "new"}, {Op: "fsyncdir", Path: "."}, {Op: "write", Path: "new", Len: 100, Seed: 51, Sync: true}},
 		func(r *recorder) {
 			synced := 0
 			r.skip = func(e *event) bool {

@@ -149,7 +149,7 @@ func (a *author) possible(s step) bool {
 	case "mmap":
 		return s.Len > 0 && a.o.valid(s)
 	}
-	return a.o.valid(s) && (s.Path != "." || s.Op == "fsyncdir")
+	return a.o.valid(s) && (s.Path != "." || s.Op == "fsyncdir") && s.To != "."
 }
 
 // at2 returns what is at a path, nil if nothing is.
@@ -207,7 +207,7 @@ func more(n int, begun time.Time) bool {
 
 // story is a sequence, cuts in it, and perhaps another after one of the cuts.
 func (p *prover) story() error {
-	a := &author{o: p.r.model.clone(), rnd: p.rnd}
+	a := &author{o: p.r.model.clone(), rnd: p.rnd, n: 100} // other bytes than what is prepared
 	steps := a.steps(3 + p.rnd.IntN(10))
 	h, o := p.r.record(steps, nil)
 	if err := p.cutSome(h, o); err != nil {

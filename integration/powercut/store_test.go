@@ -262,6 +262,7 @@ func (r *rig) recordOn(d *disk, o *oracle, steps func(*oracle) []step, bug func(
 		}
 		first, o = rec.at(), oracleOf(root)
 	}
+	from := rec.at()
 	for _, x := range steps(o.clone()) {
 		if x.Op == "remount" {
 			s.unmount()
@@ -272,8 +273,9 @@ func (r *rig) recordOn(d *disk, o *oracle, steps func(*oracle) []step, bug func(
 		}
 		s.do(x, o)
 	}
+	to := rec.at()
 	s.unmount()
-	return &history{base: d, events: rec.events, first: first}, o, nil
+	return &history{base: d, events: rec.events, first: first, from: from, to: to}, o, nil
 }
 
 // roomy is a disk that takes no space ahead of need, which costs time in memory.

@@ -1,0 +1,73 @@
+package powercut
+
+import (
+	"testing"
+)
+
+// lost are sequences of more than two steps in which an fsync could get lost.
+var lost = []struct {
+	name  string
+	steps []step
+}{
+	{"changed and moved into a new directory", []step{
+		{Op: "mkdir", Path: "D"},
+		{Op: "write", Path: "foo", Off: 3000, Len: 3000, Seed: 51},
+		{Op: "rename", Path: "foo", To: "D/foo"},
+	}},
+	{"appended, moved into a new directory", []step{
+		{Op: "mkdir", Path: "D"},
+		{Op: "write", Path: "foo", Off: 10_000, Len: 300_000, Seed: 51},
+		{Op: "settle"}, // lets go of the file
+		{Op: "rename", Path: "foo", To: "D/foo"},
+	}},
+	{"held and synced after a close, then moved", []step{
+		{Op: "write", Path: "foo", Off: 10_000, Len: 300_000, Seed: 51},
+		{Op: "settle"}, // lets go of the file
+		{Op: "hold", Path: "foo"},
+		{Op: "fsync", Path: "foo"},
+		{Op: "mkdir", Path: "D"},
+		{Op: "rename", Path: "foo", To: "D/foo"},
+		{Op: "let", Path: "foo"},
+	}},
+	{"cut to nothing with something in the journal, and written again", []step{
+		{Op: "hold", Path: "foo"},
+		{Op: "write", Path: "foo", Off: 0, Len: 9000, Seed: 51, Sync: true},
+		{Op: "truncate", Path: "foo", Off: 0},
+		{Op: "write", Path: "foo", Off: 0, Len: 5000, Seed: 52},
+		{Op: "let", Path: "foo"},
+	}},
+	{"cut to nothing and moved", []step{
+		{Op: "truncate", Path: "foo", Off: 0},
+		{Op: "rename", Path: "foo", To: "B/foo"},
+		{Op: "fsyncdir", Path: "."}, {Op: "fsyncdir", Path: "B"},
+	}},
+	{"linked into a new directory while unsynced", []step{
+		{Op: "write", Path: "foo", Off: 10_000, Len: 300_000, Seed: 51},
+		{Op: "settle"}, // lets go of the file
+		{Op: "mkdir", Path: "D"},
+		{Op: "link", Path: "foo", To: "D/foo"},
+		{Op: "fsync", Path: "foo"},
+		{Op: "unlink", Path: "foo"},
+	}},
+}
+
+// TestLost tries the broad cuts at each event of these, and others.
+func TestLost(t *testing.T) {
+	for _, p := range placements {
+		t.Run(p.String(), func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, layout{placement: p}, prepared)
+			for _, l := range lost {
+				h, o := r.record(l.steps, nil)
+				pr := newProver(r, 1, 2)
+				err := pr.cutBroadly(h, o)
+				if err == nil {
+					err = pr.cutEverywhere(h, o, 10)
+				}
+				if err != nil {
+					t.Errorf("%s: %v", l.name, err)
+				}
+			}
+		})
+	}
+}
