@@ -73,9 +73,10 @@ bench:
 	@./integration/tools.sh $(BENCH_TOOLS)
 	$(GO) run ./integration/bench -json docs/performance.json -page docs/performance.md -chart docs/performance.svg $(BENCH)
 
-# Every state that a power cut can leave, after every sequence; hours.
-crash:
-	CRASH_FULL=1 $(GO) test -count=1 -v -timeout 0 ./integration/powercut
+# Every state that a power cut can leave, after every sequence: hours. With
+# CRASH_TIME=5m some of them, for about as long for each part.
+crash: tools
+	CRASH_FULL=1 CRASH_TIME=$(CRASH_TIME) $(GO) test -count=1 -v -timeout 0 ./integration/powercut
 
 # A short run of every fuzz target; `make fuzz FUZZTIME=10m` for a long one.
 fuzz-short:

@@ -1,6 +1,7 @@
 package powercut
 
 import (
+	"math/rand/v2"
 	"os"
 	"strings"
 	"testing"
@@ -185,25 +186,36 @@ func (o *oracle) possible(steps []step) bool {
 	return true
 }
 
-// TestSequences cuts the power in every sequence of one and two operations, on
-// every placement.
+// TestSequences cuts the power in every sequence of one and two operations: on
+// one of the placements each, another one in each run, or on all with CRASH_FULL,
+// in any order.
 func TestSequences(t *testing.T) {
-	for _, p := range placements {
+	turn, _ := seed(t)
+	for place, p := range placements {
 		t.Run(p.String(), func(t *testing.T) {
 			t.Parallel()
 			r := newRig(t, layout{placement: p}, prepared)
 			all := sequences(r.model)
-			states := 0
-			for i, s := range all {
-				h, o := r.record(s, nil)
-				prover := newProver(r, uint64(i), 4)
-				err := prover.cutEverywhere(h, o, perSequence)
-				states += prover.states
-				if err != nil {
-					t.Fatalf("%v\n%v", s, err)
+			order := rand.New(rand.NewPCG(turn, 5)).Perm(len(all))
+			done, states, at := 0, 0, newProgress(t)
+			for n, i := range order {
+				if at.over(limit(t)) {
+					break
 				}
+				if !full && (n+place)%len(placements) != 0 {
+					continue
+				}
+				h, o := r.record(all[i], nil)
+				prover := newProver(r, turn+uint64(i), 4)
+				prover.seldom = 20
+				err := prover.cutEverywhere(h, o, perSequence)
+				done, states = done+1, states+prover.states
+				if err != nil {
+					t.Fatalf("CRASH_SEED=%d: %v\n%v", turn, all[i], err)
+				}
+				at.tell(done, len(all), states)
 			}
-			t.Logf("%d sequences, %d states", len(all), states)
+			t.Logf("CRASH_SEED=%d: %d of %d sequences, %d states", turn, done, len(all), states)
 		})
 	}
 }

@@ -21,5 +21,11 @@
 //     name; fdatasync(2) not its attributes; fsync(2) of a directory its names;
 //     syncfs(2) everything.
 //
-// CRASH_FULL=1 tries every state of every sequence. Needs FUSE.
+// A recovery, by a mount or by fsck --repair, is recorded and cut in its turn. What
+// a mount has shown after a cut is durable, and the next recovery must give it.
+//
+// CRASH_FULL=1 tries every state of every sequence on every placement, and many
+// more sequences at random, for as long as that takes, or CRASH_TIME for each of
+// the two parts (10m). CRASH_SEED=N repeats a sequence at random that failed. Needs
+// FUSE.
 package powercut

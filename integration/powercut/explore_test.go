@@ -4,6 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"strconv"
+	"testing"
+	"time"
 )
 
 // perSequence is how many states of a sequence are tried.
@@ -17,12 +21,63 @@ const deepest = 3
 type prover struct {
 	r      *rig
 	rnd    *rand.Rand
+	seldom int // one of so many recoveries is cut
 	states int
 }
 
 func newProver(r *rig, seed, stream uint64) *prover {
-	return &prover{r: r, rnd: rand.New(rand.NewPCG(seed, stream))}
+	return &prover{r: r, rnd: rand.New(rand.NewPCG(seed, stream)), seldom: 6}
 }
+
+// limit is how long this may take: CRASH_TIME for each part of it, or 0 for as
+// long as it needs.
+func limit(t testing.TB) time.Duration {
+	t.Helper()
+	s := os.Getenv("CRASH_TIME")
+	if s == "" {
+		return 0
+	}
+	d, err := time.ParseDuration(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// seed is CRASH_SEED, or one of its own for each run.
+func seed(t testing.TB) (n uint64, given bool) {
+	t.Helper()
+	s := os.Getenv("CRASH_SEED")
+	if s == "" {
+		return uint64(time.Now().UnixNano()), false
+	}
+	n, err := strconv.ParseUint(s, 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n, true
+}
+
+// progress tells how far a long run is, twice a minute.
+type progress struct {
+	t           *testing.T
+	begun, told time.Time
+}
+
+func newProgress(t *testing.T) *progress {
+	now := time.Now()
+	return &progress{t, now, now}
+}
+
+func (p *progress) tell(n, of, states int) {
+	if full && time.Since(p.told) > 30*time.Second {
+		p.told = time.Now()
+		p.t.Logf("%s: sequence %d of %d, %d states", time.Since(p.begun).Round(time.Second), n, of, states)
+	}
+}
+
+// over tells whether the time is up.
+func (p *progress) over(limit time.Duration) bool { return limit > 0 && time.Since(p.begun) > limit }
 
 // promise is what a state must fulfil.
 type promise interface{ check(root *found) error }
@@ -43,11 +98,15 @@ func (p *prover) cutEverywhere(h *history, o *oracle, limit int) error {
 	return p.tryAll(h, o, h.choose(p.rnd, limit))
 }
 
-// cutBroadly tries the broad cuts after each event of the steps.
-func (p *prover) cutBroadly(h *history, o *oracle) error {
+// cutBroadly tries the broad cuts after each event of the steps, up to limit of
+// them taken at random, or all with CRASH_FULL.
+func (p *prover) cutBroadly(h *history, o *oracle, limit int) error {
 	var all []cut
 	for at := h.from; at <= h.to; at++ {
 		all = append(all, h.broad(at, h.open(at))...)
+	}
+	if p.rnd.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] }); !full {
+		all = all[:min(limit, len(all))]
 	}
 	return p.tryAll(h, o, all)
 }
@@ -97,7 +156,7 @@ func (p *prover) try(d *disk, want promise, depth int) error {
 	if err := d.build(store); err != nil {
 		return err
 	}
-	again := depth > 0 && p.rnd.IntN(3) == 0
+	again := depth > 0 && p.rnd.IntN(p.seldom) == 0
 	var mounting, checking *recorder
 	var before, between *disk
 	tap := func(rec **recorder, at **disk) (err error) {

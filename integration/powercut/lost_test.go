@@ -49,6 +49,31 @@ var lost = []struct {
 		{Op: "fsync", Path: "foo"},
 		{Op: "unlink", Path: "foo"},
 	}},
+	{"cut, and long after it appended to: the cut must not be done once more", []step{
+		{Op: "create", Path: "new", Len: 20_000, Seed: 51},
+		{Op: "truncate", Path: "new", Off: 2 * chunk},
+		{Op: "write", Path: "new", Off: 2 * chunk, Len: 300_000, Seed: 52, Sync: true},
+		{Op: "fsyncdir", Path: "."},
+	}},
+	{"synced by another descriptor than the one that wrote", []step{
+		{Op: "write", Path: "foo", Off: 3000, Len: 3000, Seed: 51},
+		{Op: "fsync", Path: "foo"},
+	}},
+	{"synced under another name when the file was let go of", []step{
+		{Op: "write", Path: "A/bar", Off: 5000, Len: 7000, Seed: 51},
+		{Op: "settle"},
+		{Op: "fsync", Path: "bar"},
+	}},
+	{"cut to nothing with its header elsewhere, which then goes", []step{
+		{Op: "rewrite", Path: "foo"},
+		{Op: "checkpoint"},
+		{Op: "fsync", Path: "foo"},
+	}},
+	{"written across its end", []step{
+		{Op: "create", Path: "new", Len: 4097, Seed: 51},
+		{Op: "fsyncdir", Path: "."},
+		{Op: "write", Path: "new", Off: 2048, Len: 20_000, Seed: 52},
+	}},
 }
 
 // TestLost tries the broad cuts at each event of these, and others.
@@ -57,17 +82,20 @@ func TestLost(t *testing.T) {
 		t.Run(p.String(), func(t *testing.T) {
 			t.Parallel()
 			r := newRig(t, layout{placement: p}, prepared)
-			for _, l := range lost {
+			states := 0
+			for i, l := range lost {
 				h, o := r.record(l.steps, nil)
-				pr := newProver(r, 1, 2)
-				err := pr.cutBroadly(h, o)
+				pr := newProver(r, uint64(i), 2)
+				err := pr.cutBroadly(h, o, 30)
 				if err == nil {
-					err = pr.cutEverywhere(h, o, 10)
+					err = pr.cutEverywhere(h, o, 5)
 				}
 				if err != nil {
 					t.Errorf("%s: %v", l.name, err)
 				}
+				states += pr.states
 			}
+			t.Logf("%d sequences, %d states", len(lost), states)
 		})
 	}
 }

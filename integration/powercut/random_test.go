@@ -3,19 +3,16 @@ package powercut
 import (
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
-	"time"
 )
 
 // author writes sequences that make sense to an oracle.
 type author struct {
 	o    *oracle
 	rnd  *rand.Rand
-	n    uint64
+	n    uint64 // seed of the last step
 	held []string
 }
 
@@ -167,43 +164,40 @@ func (o *oracle) at2(p string) *object {
 // TestRandom cuts the power in longer sequences, also in the recovery from a cut,
 // and goes on after one. CRASH_SEED repeats one sequence.
 func TestRandom(t *testing.T) {
-	first, one := uint64(time.Now().UnixNano()), false
-	if s := os.Getenv("CRASH_SEED"); s != "" {
-		var err error
-		if first, err = strconv.ParseUint(s, 10, 64); err != nil {
-			t.Fatal(err)
-		}
-		one = true
-	}
+	first, one := seed(t)
 	for _, p := range placements {
 		for _, plain := range []bool{false, true} {
 			l := layout{p, plain}
 			t.Run(l.String(), func(t *testing.T) {
 				t.Parallel()
 				r := newRig(t, l, prepared)
-				states, n, begun := 0, 0, time.Now()
-				for seed := first; n == 0 || !one && more(n, begun); seed++ {
-					n++
-					p := newProver(r, seed, 7)
+				stories, states, at := uint64(stories), 0, newProgress(t)
+				if one {
+					stories = 1
+				} else if full {
+					stories = fullStories
+				}
+				n := uint64(0)
+				for ; n < stories && !at.over(limit(t)/2); n++ { // two of these run side by side, six in all
+					p := newProver(r, first+n, 7)
 					err := p.story()
 					states += p.states
 					if err != nil {
-						t.Fatalf("CRASH_SEED=%d: %v", seed, err)
+						t.Fatalf("CRASH_SEED=%d: %v", first+n, err)
 					}
+					at.tell(int(n), int(stories), states)
 				}
-				t.Logf("CRASH_SEED=%d to %d, %d states", first, first+uint64(n)-1, states)
+				t.Logf("CRASH_SEED=%d to %d, %d states", first, first+n-1, states)
 			})
 		}
 	}
 }
 
-func more(n int, begun time.Time) bool {
-	if s := os.Getenv("CRASH_TIME"); s != "" {
-		d, err := time.ParseDuration(s)
-		return err == nil && time.Since(begun) < d
-	}
-	return n < 12
-}
+// stories are how many sequences are tried on each layout.
+const (
+	stories     = 10
+	fullStories = 2000
+)
 
 // story is a sequence, cuts in it, and perhaps another after one of the cuts.
 func (p *prover) story() error {
