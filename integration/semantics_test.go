@@ -75,7 +75,7 @@ func (s *semantics) entries(dir bool) (out []string) {
 }
 
 // wantErrno requires that err is the errno want, 0 for success.
-func wantErrno(t *testing.T, what string, err error, want unix.Errno) {
+func wantErrno(t testing.TB, what string, err error, want unix.Errno) {
 	t.Helper()
 	if want == 0 && err == nil || want != 0 && errors.Is(err, want) {
 		return

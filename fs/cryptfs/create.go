@@ -90,7 +90,8 @@ func (v *Volume) made(dir *Node, cipher *nameenc.Cipher, name string, make func(
 	if err != nil {
 		return nil, Attr{}, err
 	}
-	n := v.nodes.intern(st, dir, s.entry, name, dir.dirClass())
+	who := v.identify(st, func() []byte { return ref.Handle(s.entry) })
+	n := v.nodes.intern(st, who, dir, s.entry, name, dir.dirClass())
 	return n, n.attr(st), nil
 }
 
@@ -151,7 +152,7 @@ func (v *Volume) Tmpfile(ctx context.Context, dir *Node, flags int, mode uint32,
 		sec.wipe()
 		return nil, nil, Attr{}, err
 	}
-	n := v.nodes.intern(st, nil, "", "", dir.dirClass())
+	n := v.nodes.intern(st, v.identify(st, disk.Handle), nil, "", "", dir.dirClass())
 	f, err := v.attach(n, &opener{disk: disk, writable: true, sec: sec, home: dir})
 	if err != nil {
 		v.Forget(n, 1)

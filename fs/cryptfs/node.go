@@ -13,7 +13,7 @@ import (
 // Node is an inode of the store. Every call that returns one adds a reference;
 // Volume.Forget gives references back.
 type Node struct {
-	id   uint64
+	identity
 	key  inoKey
 	typ  uint32 // S_IFMT bits
 	refs int64  // guarded by nodeTable.mu; a link to a parent holds one of the parent's
@@ -59,8 +59,13 @@ func keyOf(st backing.Stat) inoKey {
 // RootID is the root's Node.ID.
 const RootID = 1
 
-// ID is unique in the volume, for the node's life and after.
+// ID and Generation together are unique in the volume, for the node's life and
+// after; see identity. While a node that has no name is still referred to, one
+// with its number may have its ID.
 func (n *Node) ID() uint64 { return n.id }
+
+// Generation belongs to ID.
+func (n *Node) Generation() uint32 { return n.generation }
 
 // IsDir reports whether the node is a directory.
 func (n *Node) IsDir() bool { return n.typ == unix.S_IFDIR }
@@ -96,29 +101,56 @@ func (n *Node) openFile() *openFile {
 type nodeTable struct {
 	mu    sync.Mutex
 	byKey map[inoKey]*Node
-	next  atomic.Uint64
+	dirs  map[uint64]*Node // of byKey the directories, by inode number
+	next  atomic.Uint64    // passing ids
 	root  *Node
+	seen  whereabouts
 }
 
 // intern returns the node of an inode, with a reference more, and remembers
-// that it is at parent/entry (parent nil: without a name). cl is the class of
-// files in parent; name is kept for directories, to find their rules.
-func (t *nodeTable) intern(st backing.Stat, parent *Node, entry, name string, cl *class) *Node {
-	key := keyOf(st)
+// that it is at parent/entry (parent nil: without a name). who tells its identity,
+// cl is the class of files in parent; name is kept for directories, to find their
+// rules.
+func (t *nodeTable) intern(st backing.Stat, who func() identity, parent *Node, entry, name string, cl *class) *Node {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	n := t.byKey[key]
-	if n == nil || n.typ != st.Type() {
-		n = &Node{id: t.next.Add(1), key: key, typ: st.Type(), class: cl}
-		if n.IsDir() {
-			n.dir = &dirState{name: name}
+	n := t.known(st)
+	if n == nil {
+		t.mu.Unlock()
+		id := who()
+		t.mu.Lock()
+		if n = t.known(st); n == nil {
+			n = t.enter(st, id, name, cl)
 		}
-		t.byKey[key] = n
 	}
 	n.refs++
 	if parent != nil {
 		t.addLink(n, link{parent, entry})
 	}
+	return n
+}
+
+// known returns the node of an inode, if there is one. t.mu is held.
+func (t *nodeTable) known(st backing.Stat) *Node {
+	if n := t.byKey[keyOf(st)]; n != nil && n.typ == st.Type() {
+		return n
+	}
+	return nil
+}
+
+// enter makes the node of an inode, without references. t.mu is held.
+func (t *nodeTable) enter(st backing.Stat, who identity, name string, cl *class) *Node {
+	if who.id == 0 {
+		who.id = passing | t.next.Add(1)
+	}
+	n := &Node{identity: who, key: keyOf(st), typ: st.Type(), class: cl}
+	if n.IsDir() {
+		n.dir = &dirState{name: name}
+		if t.root == nil || n.key.dev == t.root.key.dev {
+			t.dirs[n.key.ino] = n
+		}
+	}
+	t.byKey[n.key] = n
 	return n
 }
 
@@ -130,6 +162,7 @@ func (t *nodeTable) addLink(n *Node, l link) {
 		return
 	}
 	l.parent.refs++
+	t.seen.note(n, l.parent)
 	if n.IsDir() && len(n.links) > 0 { // moved behind our back: a directory has one place
 		n.links[0].parent.refs--
 		n.links[0] = l
@@ -153,8 +186,8 @@ func (v *Volume) unlink(n *Node, parent *Node, entry string, gone bool) {
 		return false
 	})
 	n.linksMu.Unlock()
-	if gone && n.openFile() == nil && v.nodes.byKey[n.key] == n {
-		delete(v.nodes.byKey, n.key)
+	if gone && n.openFile() == nil {
+		v.nodes.remove(n)
 	}
 	for _, l := range out {
 		v.drop(l.parent, 1)
@@ -179,6 +212,16 @@ func (t *nodeTable) hold(n *Node) {
 	n.refs++
 }
 
+// remove takes a node out of the table, whose inode number may come again.
+func (t *nodeTable) remove(n *Node) {
+	if t.byKey[n.key] == n {
+		delete(t.byKey, n.key)
+	}
+	if t.dirs[n.key.ino] == n {
+		delete(t.dirs, n.key.ino)
+	}
+}
+
 // find returns the node of an inode if it is known; no reference is added.
 func (t *nodeTable) find(key inoKey) *Node {
 	t.mu.Lock()
@@ -199,9 +242,7 @@ func (v *Volume) drop(n *Node, refs int64) {
 	if n.refs > 0 || n == v.nodes.root {
 		return
 	}
-	if v.nodes.byKey[n.key] == n {
-		delete(v.nodes.byKey, n.key)
-	}
+	v.nodes.remove(n)
 	n.linksMu.Lock()
 	links := n.links
 	n.links = nil
@@ -226,9 +267,8 @@ func (v *Volume) openRootNode() error {
 	if err != nil {
 		return err
 	}
-	v.nodes.byKey = map[inoKey]*Node{}
-	v.nodes.next.Store(RootID - 1)
-	v.nodes.root = v.nodes.intern(st, nil, "", "", nil)
+	v.nodes.byKey, v.nodes.dirs = map[inoKey]*Node{}, map[uint64]*Node{}
+	v.nodes.root = v.nodes.intern(st, func() identity { return identity{id: RootID} }, nil, "", "", nil)
 	v.dirs.init(v.root, v.nodes.root)
 	return nil
 }

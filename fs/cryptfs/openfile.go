@@ -407,9 +407,7 @@ func (f *openFile) close() error {
 func (v *Volume) forgetKey(n *Node) {
 	v.nodes.mu.Lock()
 	defer v.nodes.mu.Unlock()
-	if v.nodes.byKey[n.key] == n {
-		delete(v.nodes.byKey, n.key)
-	}
+	v.nodes.remove(n)
 }
 
 // entry returns a journal record about the file.

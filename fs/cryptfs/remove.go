@@ -223,6 +223,9 @@ func (r *renaming) run() error {
 		v.setGhost(r.replaced(), g)
 	}
 	r.after()
+	if r.from.isDir() || r.to.isDir() {
+		v.moves++
+	}
 	return nil
 }
 

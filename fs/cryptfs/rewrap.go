@@ -201,7 +201,7 @@ func (v *Volume) openRehead(ctx context.Context, f record.Rewrapped) *rehead {
 		r.err = err
 		return r
 	}
-	r.node = v.nodes.intern(st, nil, "", "", cl)
+	r.node = v.nodes.intern(st, v.identify(st, r.disk.Handle), nil, "", "", cl)
 	return r
 }
 

@@ -45,7 +45,8 @@ func (v *Volume) lookupEntry(dir *Node, entry, name string) (*Node, Attr, error)
 	if err != nil {
 		return nil, Attr{}, err
 	}
-	n := v.nodes.intern(st, dir, entry, name, dir.dirClass())
+	who := v.identify(st, func() []byte { return ref.Handle(entry) })
+	n := v.nodes.intern(st, who, dir, entry, name, dir.dirClass())
 	return n, n.attr(st), nil
 }
 

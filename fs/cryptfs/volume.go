@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kmsfs/kmsfs/crypto/envelope"
+	"github.com/kmsfs/kmsfs/crypto/keymem"
 	"github.com/kmsfs/kmsfs/fs/backing"
 	"github.com/kmsfs/kmsfs/fs/classify"
 	"github.com/kmsfs/kmsfs/fs/journal"
@@ -48,8 +49,10 @@ type Volume struct {
 	rec     *record.Store
 	policy  *classify.Policy
 	classes map[string]*class
+	moves   uint64 // of directories, by renames
 
 	nodes     nodeTable
+	identKey  *keymem.Key
 	dirs      dirCache
 	sharing   sharing
 	rewraps   rewraps
@@ -143,6 +146,9 @@ func (v *Volume) setUp(ctx context.Context) error {
 		if !v.conf.mend {
 			v.keepCopy()
 		}
+	}
+	if err := v.openIdentities(storeKey); err != nil {
+		return err
 	}
 	if err := v.openRootNode(); err != nil {
 		return err
@@ -366,6 +372,9 @@ func (v *Volume) release() {
 		_ = v.journal.Close(false)
 	}
 	v.jobs.wipe()
+	if v.identKey != nil {
+		v.identKey.Wipe()
+	}
 	v.dirs.closeAll()
 	if v.keys != nil {
 		v.keys.Close()

@@ -140,7 +140,7 @@ func (f *fileSystem) status(op string, h *fuse.InHeader, err error) fuse.Status 
 	kind, r := translate(err)
 	ctx := context.Background()
 	if f.log.Enabled(ctx, r.level) {
-		f.log.LogAttrs(ctx, r.level, "operation failed", details(op, h, kind, r, err)...)
+		f.log.LogAttrs(ctx, r.level, "operation failed", details(op, f.inode(h.NodeId), h, kind, r, err)...)
 	}
 	if f.failed != nil && r.level >= slog.LevelWarn {
 		f.failed(Failure{Op: op, Uid: h.Uid, Pid: h.Pid, Err: err})
@@ -148,12 +148,21 @@ func (f *fileSystem) status(op string, h *fuse.InHeader, err error) fuse.Status 
 	return fuse.Status(r.errno)
 }
 
+// inode returns the inode number behind one of the kernel's ids, or the id if it
+// is not known.
+func (f *fileSystem) inode(id uint64) uint64 {
+	if n, ok := f.nodes.get(id); ok {
+		return n.Ino()
+	}
+	return id
+}
+
 // details are the attributes of the log line. They hold no plaintext: errors
 // of this module never do, and operating-system errors name store objects.
-func details(op string, h *fuse.InHeader, kind fault.Kind, r row, err error) []slog.Attr {
+func details(op string, inode uint64, h *fuse.InHeader, kind fault.Kind, r row, err error) []slog.Attr {
 	attrs := []slog.Attr{
 		slog.String("op", op),
-		slog.Uint64("inode", h.NodeId),
+		slog.Uint64("inode", inode),
 		slog.String("errno", unix.ErrnoName(r.errno)),
 		slog.String("kind", kind.String()),
 		slog.Any("err", err),

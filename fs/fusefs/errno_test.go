@@ -19,6 +19,7 @@ import (
 
 	"github.com/kmsfs/kmsfs/crypto/fault"
 	"github.com/kmsfs/kmsfs/crypto/keywrap"
+	"github.com/kmsfs/kmsfs/fs/cryptfs"
 )
 
 // S-42
@@ -76,7 +77,7 @@ func TestTranslate(t *testing.T) {
 func logged(t *testing.T, err error) []map[string]any {
 	t.Helper()
 	var out bytes.Buffer
-	f := &fileSystem{log: slog.New(slog.NewJSONHandler(&out, nil))}
+	f := &fileSystem{log: slog.New(slog.NewJSONHandler(&out, nil)), nodes: newNodeTable[*cryptfs.Node]()}
 	f.status("open", &fuse.InHeader{NodeId: 42, Caller: fuse.Caller{Owner: fuse.Owner{Uid: 7}, Pid: 9}}, err)
 	var lines []map[string]any
 	decoder := json.NewDecoder(&out)

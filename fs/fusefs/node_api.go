@@ -88,9 +88,11 @@ func caller(h *fuse.InHeader, umask uint32) cryptfs.Caller {
 
 // enter hands the reference on n to the kernel and fills its entry.
 func (f *fileSystem) enter(n *cryptfs.Node, a *cryptfs.Attr, out *fuse.EntryOut) {
-	f.nodes.add(n.ID(), n)
+	if old, refs := f.nodes.add(n.ID(), n); refs > 0 {
+		f.volume.Forget(old, refs)
+	}
 	f.pruner.crowded(f.nodes.crowd(n.ID()))
-	out.NodeId = n.ID()
+	out.NodeId, out.Generation = n.ID(), uint64(n.Generation())
 	out.EntryValid = cacheSeconds
 	out.AttrValid = cacheSeconds
 	fillAttr(a, &out.Attr)

@@ -11,6 +11,9 @@ import (
 // exist: in the FUSE protocol that is success with node 0, whereas ENOENT is
 // asked again every time.
 func (f *fileSystem) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	if name == "." || name == ".." {
+		return f.lookupHandle(cancel, h, name, out)
+	}
 	dir, ok := f.nodes.get(h.NodeId)
 	if !ok {
 		return statusStale
@@ -22,6 +25,31 @@ func (f *fileSystem) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name strin
 		return fuse.OK
 	}
 	return status
+}
+
+// lookupHandle is how the kernel asks for a node by a file handle
+// (open_by_handle_at(2), NFS): for "." in a node that it may have forgotten, or
+// that an earlier mount told of; and for ".." in a directory that it came by so.
+// No path of a user gets here with these names.
+func (f *fileSystem) lookupHandle(cancel <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	n, ok := f.nodes.get(h.NodeId)
+	var a cryptfs.Attr
+	var err error
+	switch {
+	case ok && f.volume.Hold(n):
+		a, err = f.volume.Getattr(n)
+		if err != nil {
+			f.volume.Forget(n, 1)
+		}
+	default:
+		n, a, err = f.volume.Find(request(cancel, h), h.NodeId)
+	}
+	if err == nil && name == ".." {
+		child := n
+		n, a, err = f.volume.Parent(child)
+		f.volume.Forget(child, 1)
+	}
+	return f.entered("lookup by handle", h, n, &a, err, out)
 }
 
 // entered ends an operation that names a node.

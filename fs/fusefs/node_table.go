@@ -9,21 +9,22 @@ const tableShards = 16
 // nodeTable maps the inode numbers that the kernel knows to nodes and counts
 // the kernel's references ("lookups"). It is safe for concurrent use. N is
 // *cryptfs.Node; the tests use something smaller.
-type nodeTable[N any] struct {
+type nodeTable[N comparable] struct {
 	shards [tableShards]nodeShard[N]
 }
 
-type nodeShard[N any] struct {
+type nodeShard[N comparable] struct {
 	mu    sync.RWMutex
 	nodes map[uint64]nodeRef[N]
 }
 
-type nodeRef[N any] struct {
+type nodeRef[N comparable] struct {
 	node    N
 	lookups uint64
+	owed    uint64 // references of nodes that had the id before, and which the kernel still gives back
 }
 
-func newNodeTable[N any]() *nodeTable[N] {
+func newNodeTable[N comparable]() *nodeTable[N] {
 	t := &nodeTable[N]{}
 	for i := range t.shards {
 		t.shards[i].nodes = make(map[uint64]nodeRef[N])
@@ -39,19 +40,26 @@ func (t *nodeTable[N]) get(id uint64) (N, bool) {
 	s.mu.RLock()
 	r, ok := s.nodes[id]
 	s.mu.RUnlock()
-	return r.node, ok
+	return r.node, ok && r.lookups > 0
 }
 
 // add takes over one reference on node, before the reply that tells the
-// kernel about it is sent.
-func (t *nodeTable[N]) add(id uint64, node N) {
+// kernel about it is sent. If another node had the id, add returns it with the
+// references on it, to give back: its file is gone, the kernel tells the two
+// apart by their generations and asks for the old one no more.
+func (t *nodeTable[N]) add(id uint64, node N) (old N, refs uint64) {
 	s := t.shard(id)
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	r := s.nodes[id]
-	r.node = node
+	if r.node != node {
+		old, refs = r.node, r.lookups
+		r.owed += r.lookups
+		r.node, r.lookups = node, 0
+	}
 	r.lookups++
 	s.nodes[id] = r
-	s.mu.Unlock()
+	return old, refs
 }
 
 // forget takes n of the kernel's references on id away and returns the node
@@ -62,9 +70,11 @@ func (t *nodeTable[N]) forget(id, n uint64) (N, uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := s.nodes[id]
-	n = min(n, r.lookups)
+	before := min(n, r.owed)
+	r.owed -= before
+	n = min(n-before, r.lookups)
 	r.lookups -= n
-	if r.lookups == 0 {
+	if r.lookups+r.owed == 0 {
 		delete(s.nodes, id)
 	} else {
 		s.nodes[id] = r
@@ -82,7 +92,9 @@ func (t *nodeTable[N]) drain(give func(node N, refs uint64)) {
 		s.nodes = make(map[uint64]nodeRef[N])
 		s.mu.Unlock()
 		for _, r := range nodes {
-			give(r.node, r.lookups)
+			if r.lookups > 0 {
+				give(r.node, r.lookups)
+			}
 		}
 	}
 }

@@ -40,6 +40,40 @@ func TestNodeTableCountsReferences(t *testing.T) {
 	table.drain(func(node string, refs uint64) { t.Errorf("second drain: %s %d", node, refs) })
 }
 
+// TestNodeTableOfOneIDAfterTheOther: the file is gone, its number is given to
+// another one, and the kernel gives back what it has of the old one afterwards.
+func TestNodeTableOfOneIDAfterTheOther(t *testing.T) {
+	table := newNodeTable[string]()
+	table.add(7, "old")
+	table.add(7, "old")
+	if old, refs := table.add(7, "new"); old != "old" || refs != 2 {
+		t.Errorf("add of another node gives %q, %d back, want old, 2", old, refs)
+	}
+	if old, refs := table.add(7, "new"); refs != 0 {
+		t.Errorf("add of the same node gives %q, %d back", old, refs)
+	}
+	if node, ok := table.get(7); !ok || node != "new" {
+		t.Errorf("get = %q, %v", node, ok)
+	}
+	if _, refs := table.forget(7, 1); refs != 0 { // of the old one
+		t.Errorf("the first forget gives %d back, want 0", refs)
+	}
+	if node, refs := table.forget(7, 3); node != "new" || refs != 2 {
+		t.Errorf("the last forget gives %q, %d back, want new, 2", node, refs)
+	}
+	if _, ok := table.get(7); ok {
+		t.Error("the id is still known")
+	}
+	table.add(7, "old")
+	table.add(7, "new")
+	table.forget(7, 1)
+	left := map[string]uint64{}
+	table.drain(func(node string, refs uint64) { left[node] += refs })
+	if len(left) != 1 || left["new"] != 1 {
+		t.Errorf("drain gave back %v", left)
+	}
+}
+
 // TestNodeTableConcurrently: whatever the order of add and forget, every
 // reference is given back exactly once.
 func TestNodeTableConcurrently(t *testing.T) {
