@@ -17,7 +17,7 @@ DEMO_TOOLS := fusermount3:fuse3 getfattr:attr
 
 BENCH_TOOLS := fusermount3:fuse3 gocryptfs:gocryptfs securefs:securefs
 
-.PHONY: all bench build build-pkcs11 integration-pkcs11 demo test check unit integration fuzz fuzz-short crash soak vectors golden-stores vuln clean tools demo-tools install man
+.PHONY: all bench build build-pkcs11 integration-pkcs11 demo test check unit integration fuzz fuzz-short crash pjdfstest soak vectors golden-stores vuln clean tools demo-tools install man
 
 all: build
 
@@ -72,6 +72,12 @@ soak: tools
 bench:
 	@./integration/tools.sh $(BENCH_TOOLS)
 	$(GO) run ./integration/bench -json docs/performance.json -page docs/performance.md -chart docs/performance.svg $(BENCH)
+
+# pjdfstest on every placement, as root: make pjdfstest PJDFSTEST=CHECKOUT, a built
+# checkout of github.com/pjd/pjdfstest. A quarter of an hour.
+pjdfstest: build
+	@test -n "$(PJDFSTEST)" || { echo "say where it is: make pjdfstest PJDFSTEST=CHECKOUT" >&2; exit 2; }
+	./integration/pjdfstest.sh $(PJDFSTEST)
 
 # Every state that a power cut can leave, after every sequence: hours. With
 # CRASH_TIME=5m some of them, for about as long for each part.

@@ -225,14 +225,14 @@ type whereabouts struct {
 	mu     sync.Mutex
 	on     bool
 	whole  bool    // the walk has ended
-	sorted []place // by inode, then directory
-	fresh  []place // noted since; not in sorted
+	sorted []sighting // by inode, then directory
+	fresh  []sighting // noted since; not in sorted
 	limit  int     // of both, beyond which it is all forgotten
 }
 
-type place struct{ ino, dir uint64 }
+type sighting struct{ ino, dir uint64 }
 
-func comparePlaces(a, b place) int {
+func compareSightings(a, b sighting) int {
 	return cmp.Or(cmp.Compare(a.ino, b.ino), cmp.Compare(a.dir, b.dir))
 }
 
@@ -246,13 +246,13 @@ func (w *whereabouts) note(n, parent *Node) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.on {
-		w.add(place{n.key.ino, parent.key.ino})
+		w.add(sighting{n.key.ino, parent.key.ino})
 	}
 }
 
 // add is called with w.mu held.
-func (w *whereabouts) add(p place) {
-	if _, ok := slices.BinarySearchFunc(w.sorted, p, comparePlaces); ok {
+func (w *whereabouts) add(p sighting) {
+	if _, ok := slices.BinarySearchFunc(w.sorted, p, compareSightings); ok {
 		return
 	}
 	w.fresh = append(w.fresh, p)
@@ -268,7 +268,7 @@ func (w *whereabouts) add(p place) {
 func (w *whereabouts) sort() {
 	w.sorted = append(w.sorted, w.fresh...)
 	w.fresh = w.fresh[:0]
-	slices.SortFunc(w.sorted, comparePlaces)
+	slices.SortFunc(w.sorted, compareSightings)
 	w.sorted = slices.Clip(slices.Compact(w.sorted))
 }
 
@@ -276,7 +276,7 @@ func (w *whereabouts) sort() {
 func (w *whereabouts) of(ino uint64) (out []uint64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	at, _ := slices.BinarySearchFunc(w.sorted, place{ino: ino}, comparePlaces)
+	at, _ := slices.BinarySearchFunc(w.sorted, sighting{ino: ino}, compareSightings)
 	for ; at < len(w.sorted) && w.sorted[at].ino == ino; at++ {
 		out = append(out, w.sorted[at].dir)
 	}
@@ -337,12 +337,12 @@ func (w *whereabouts) walkDir(d *backing.Dir, ino uint64) error {
 	var subs []backing.Entry
 	err := lifted(d, func() error {
 		subs = subs[:0]
-		var places []place
+		var places []sighting
 		err := d.Each(func(e backing.Entry) bool {
 			if isInternal(e.Name) {
 				return true
 			}
-			places = append(places, place{e.Ino, ino})
+			places = append(places, sighting{e.Ino, ino})
 			if e.Type == unix.S_IFDIR || e.Type == 0 {
 				subs = append(subs, e)
 			}
@@ -377,7 +377,7 @@ func (w *whereabouts) walkInto(d *backing.Dir, e backing.Entry) error {
 	return err
 }
 
-func (w *whereabouts) learned(places []place) {
+func (w *whereabouts) learned(places []sighting) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.sorted = append(w.sorted, places...) // in order when the walk ends

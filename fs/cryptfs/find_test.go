@@ -16,9 +16,9 @@ func TestWhereabouts(t *testing.T) {
 		t.Errorf("before anybody asked: %v", got)
 	}
 	w.on = true
-	w.learned([]place{{9, 1}, {5, 1}})
+	w.learned([]sighting{{9, 1}, {5, 1}})
 	w.note(dir(5), dir(2))
-	w.learned([]place{{5, 3}, {5, 1}})
+	w.learned([]sighting{{5, 3}, {5, 1}})
 	w.sort()
 	w.whole, w.limit = true, len(w.sorted)+maxPlaces
 	w.note(dir(5), dir(4))
