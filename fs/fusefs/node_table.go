@@ -2,9 +2,11 @@ package fusefs
 
 import "sync"
 
-// tableShards is a power of two; neighbouring inode numbers fall into
-// different shards.
-const tableShards = 16
+// tableShards is 2 to the power of shardBits.
+const (
+	shardBits   = 4
+	tableShards = 1 << shardBits
+)
 
 // nodeTable maps the inode numbers that the kernel knows to nodes and counts
 // the kernel's references ("lookups"). It is safe for concurrent use. N is
@@ -32,7 +34,11 @@ func newNodeTable[N comparable]() *nodeTable[N] {
 	return t
 }
 
-func (t *nodeTable[N]) shard(id uint64) *nodeShard[N] { return &t.shards[id%tableShards] }
+// shard mixes the bits of an id: inode numbers may all be even, with a sidecar
+// beside each file.
+func (t *nodeTable[N]) shard(id uint64) *nodeShard[N] {
+	return &t.shards[id*0x9e3779b97f4a7c15>>(64-shardBits)]
+}
 
 // get returns the node that the kernel knows as id.
 func (t *nodeTable[N]) get(id uint64) (N, bool) {

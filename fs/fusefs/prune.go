@@ -87,8 +87,9 @@ func (p *pruner) run(done <-chan struct{}) {
 }
 
 // crowd returns how many nodes there are in the shard of id.
-func (t *nodeTable[N]) crowd(id uint64) int {
-	s := t.shard(id)
+func (t *nodeTable[N]) crowd(id uint64) int { return t.shard(id).size() }
+
+func (s *nodeShard[N]) size() int {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	return len(s.nodes)
@@ -97,7 +98,7 @@ func (t *nodeTable[N]) crowd(id uint64) int {
 // count returns how many nodes there are.
 func (t *nodeTable[N]) count() (n int) {
 	for i := range t.shards {
-		n += t.crowd(uint64(i))
+		n += t.shards[i].size()
 	}
 	return n
 }
