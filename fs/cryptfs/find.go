@@ -224,10 +224,10 @@ type whereabouts struct {
 
 	mu     sync.Mutex
 	on     bool
-	whole  bool    // the walk has ended
+	whole  bool       // the walk has ended
 	sorted []sighting // by inode, then directory
 	fresh  []sighting // noted since; not in sorted
-	limit  int     // of both, beyond which it is all forgotten
+	limit  int        // of both, beyond which it is all forgotten
 }
 
 type sighting struct{ ino, dir uint64 }
