@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -8,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -103,5 +106,71 @@ func TestServiceOfTypeNotify(t *testing.T) {
 	var st unix.Stat_t
 	if err := unix.Stat(filepath.Join(mountpoint, "x"), &st); err != unix.ENOENT {
 		t.Errorf("after the end: %v", err)
+	}
+}
+
+// TestServiceInTheBackground: the process that serves says who it is, and
+// SIGTERM ends a mount in use without taking open files away.
+func TestServiceInTheBackground(t *testing.T) {
+	if ok, err := condition("fuse"); err != nil {
+		t.Fatal(err)
+	} else if !ok {
+		t.Skip("mounting takes root and /dev/fuse")
+	}
+	home := testHome(t)
+	store, mountpoint := filepath.Join(home, "s"), filepath.Join(home, "m")
+	if err := os.Mkdir(mountpoint, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	kmsfs := func(args ...string) {
+		t.Helper()
+		cmd := exec.Command("kmsfs", args...)
+		cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+filepath.Join(home, "notify"))
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("kmsfs %q: %v: %s", args, err, out)
+		}
+	}
+	kmsfs("init", store)
+	conn := listenNotify(t, filepath.Join(home, "notify"))
+	kmsfs("mount", "--pid-file", filepath.Join(home, "pid"), store, mountpoint)
+	var pid int
+	b, err := os.ReadFile(filepath.Join(home, "pid"))
+	if err == nil {
+		_, err = fmt.Sscan(string(b), &pid)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := receive(t, conn); !strings.HasPrefix(got, fmt.Sprintf("READY=1\nMAINPID=%d\n", pid)) {
+		t.Errorf("got %q, want READY=1 and MAINPID=%d", got, pid)
+	}
+	f, err := os.Create(filepath.Join(mountpoint, "x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if got := receive(t, conn); got != "STOPPING=1" {
+		t.Errorf("got %q, want STOPPING=1", got)
+	}
+	for n := 0; n < 6000; n++ { // until it is out of the tree
+		if _, err := os.Stat(filepath.Join(mountpoint, "x")); errors.Is(err, os.ErrNotExist) {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if _, err := f.WriteString("written after SIGTERM"); err != nil {
+		t.Errorf("the open file: %v", err)
+	}
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
+	for n := 0; n < 6000 && syscall.Kill(pid, 0) == nil; n++ {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if out, err := exec.Command("kmsfs", "cat", store, "x").Output(); err != nil || string(out) != "written after SIGTERM" {
+		t.Errorf("in the store afterwards: %q, %v", out, err)
 	}
 }

@@ -117,7 +117,8 @@ func announce(p *mountPlan, log *slog.Logger, warnings []string, ready func([]st
 		}
 	}
 	log.Info("mounted", "store", p.Store, "id", p.ID, "read_only", p.ReadOnly, "pid", os.Getpid())
-	notify(log, "READY=1\nSTATUS=serving "+p.Store)
+	// In the background this is not the process that was started.
+	notify(log, fmt.Sprintf("READY=1\nMAINPID=%d\nSTATUS=serving %s", os.Getpid(), p.Store))
 	return ready(warnings)
 }
 
