@@ -544,3 +544,38 @@ func TestSalvageOutput(t *testing.T) {
 		}
 	}
 }
+
+// TestSalvageHostile: whoever can write the store cannot have anything written
+// outside of the output, nor have it wait for ever.
+func TestSalvageHostile(t *testing.T) {
+	t.Parallel()
+	rig.Need(t, "root", "fuse")
+	h, dir := rig.NewHome(t), t.TempDir()
+	store, outside := filepath.Join(dir, "S"), filepath.Join(dir, "outside")
+	h.Run("init", "--names", "plain", store)
+	m := h.Mount(store)
+	m.Put("file", []byte("contents"))
+	h.Sh(`mkdir "$1"/d; cp "$1"/file "$1"/d/inside`, m.Dir)
+	m.Unmount()
+	if err := os.Mkdir(outside, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	h.Sh(`cd "$1"; ln -s "$2" a; ln -s "$2" z; ln -s "$2"/new dangling; ln -s ../../outside lost+found.kmsfs; mkfifo pipe .kmsfs.h.00112233445566778899aabbccddeeff .kmsfs/rewrap.x
+		mkdir e; cp -a .kmsfs.dir e/; ln -s "$2"/new e/.kmsfs.store; mkfifo e/.kmsfs.dir.x; rm d/.kmsfs.dir; mkfifo d/.kmsfs.dir; ln -s "$2" .kmsfs/quarantine
+		truncate -s 1T huge; truncate -s 1T .kmsfs.h.ffeeddccbbaa99887766554433221100; printf 'kmsfs\0\377\377\377\377\377\377\377\377' >odd; cp file ..hidden; cp file "$(printf 'new\nline')"`, store, outside)
+	before := readTree(t, outside)
+	out := filepath.Join(dir, "out")
+	r := h.Try("salvage", store, out)
+	if r.Code != 4 {
+		t.Errorf("got exit code %d, want 4: %s", r.Code, r.Stderr)
+	}
+	mustEqual(t, "outside of the output", readTree(t, outside), before)
+	for name, want := range map[string]string{"file": "contents", "d/inside": "contents", "..hidden": "contents"} {
+		if got, err := os.ReadFile(filepath.Join(out, name)); err != nil || string(got) != want {
+			t.Errorf("%s: got %q, %v", name, got, err)
+		}
+	}
+	if target, err := os.Readlink(filepath.Join(out, "a")); err != nil || target != outside {
+		t.Errorf("a symlink is not one: %q, %v", target, err)
+	}
+}

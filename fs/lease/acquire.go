@@ -253,8 +253,11 @@ func (a *acquirer) moveAway(judged []byte) (bool, error) {
 // unlink removes what may be no file, if somebody made something else of it.
 func (a *acquirer) unlink(name string) error {
 	err := a.Dir.Unlink(name)
-	if errors.Is(err, unix.EISDIR) {
-		err = nil // a directory with whatever is in it stays aside; fsck reports it
+	switch {
+	case errors.Is(err, unix.EISDIR):
+		return nil // a directory with whatever is in it stays aside; fsck reports it
+	case errors.Is(err, unix.ENOENT):
+		return nil // a file server that did the request twice says so the second time
 	}
 	return err
 }
