@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"sync"
+	"time"
 )
 
 // Want tells whether a checkpoint is due: the segment is over its size, or the
@@ -15,9 +16,18 @@ func (l *Log) Want() bool {
 	if l.cur == 0 || l.recovering || l.closed || l.Err() != nil {
 		return false
 	}
+	now := l.o.Now()
 	return l.oldest != l.cur || l.end >= l.o.Segment ||
-		!l.firstUse.IsZero() && l.o.Now().Sub(l.firstUse) >= l.o.Age
+		!l.firstUse.IsZero() && (now.Sub(l.firstUse) >= l.o.Age || setBack(now, l.begun))
 }
+
+// maxBack is how far the clock may be behind an epoch's beginning: recovery
+// looks for files that were changed since then, by their times, with some slack.
+const maxBack = 2 * time.Minute
+
+// setBack reports whether the clock was set back since an epoch began. The
+// readings' monotonic parts do not show that.
+func setBack(now, begun time.Time) bool { return now.Round(0).Before(begun.Round(0).Add(-maxBack)) }
 
 // Checkpoint ends the current epoch. It makes its records durable, begins the
 // next, waits for each Direct that began before, and calls settle, which must
@@ -76,6 +86,9 @@ func (l *Log) advance() error {
 	l.mu.Lock()
 	cur, lsn, since := l.cur, l.lsn, l.since
 	l.mu.Unlock()
+	if now := l.o.Now(); now.Round(0).Before(since.Round(0)) {
+		since = now // or what is changed from now on would look older than both epochs
+	}
 	if cur == math.MaxUint32 {
 		return ErrEpochs
 	}
@@ -160,6 +173,16 @@ func (l *Log) Recovered() error {
 	}
 	l.recovering = false
 	return nil
+}
+
+// Resume says that recovery is over as far as it can be now. What Found told
+// stays live until the next Checkpoint, whose settle appends anew what is still
+// to be done.
+func (l *Log) Resume() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.recovering = false
+	l.use()
 }
 
 func (l *Log) ended() error {

@@ -434,6 +434,13 @@ func (l *Log) Direct(covered *uint32, grow func() Entry, write func() error) err
 	return write()
 }
 
+// Last returns the LSN of the newest record.
+func (l *Log) Last() LSN {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.lsn
+}
+
 // Oldest returns the oldest live epoch, 0 if there is none.
 func (l *Log) Oldest() uint32 {
 	l.mu.Lock()

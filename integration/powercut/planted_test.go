@@ -57,7 +57,34 @@ var bugs = []struct {
 			r.late = func(e *event) bool { return e.kind == linkTo && strings.HasPrefix(e.name, ".kmsfs.n.") }
 		},
 	},
+	{
+		"a sidecar goes before its file has moved", envelope.Sidecar,
+		[]step{{Op: "rename", Path: "foo", To: "B/moved"}, {Op: "fsyncdir", Path: "."}, {Op: "fsyncdir", Path: "B"}},
+		func(r *recorder) {
+			r.late = func(e *event) bool { return e.kind == rename && !strings.HasPrefix(e.name, ".kmsfs.") }
+			r.until = func(e *event) bool { return e.kind == unlink && strings.HasPrefix(e.name, ".kmsfs.h.") }
+		},
+	},
+	{
+		"an epoch is done before the store is synced", envelope.Prefix,
+		[]step{
+			{Op: "write", Path: "foo", Off: 3000, Len: 3000, Seed: 51, Sync: true}, {Op: "checkpoint"},
+			{Op: "write", Path: "A/foo", Len: 50, Seed: 52, Sync: true},
+		},
+		func(r *recorder) { r.skip = func(e *event) bool { return e.kind == syncfs } },
+	},
+	{
+		"a header is changed in place without the journal", envelope.Prefix,
+		[]step{{Op: "punch", Path: "foo", Off: 0, Len: 8192, Sync: true}, {Op: "settle"}},
+		func(r *recorder) {
+			r.skip = func(e *event) bool { return e.kind == write && len(e.data) == headerRecord }
+		},
+	},
 }
+
+// headerRecord is the length of a journal record that replaces a header: head,
+// what it is about, one operation, the block.
+const headerRecord = 40 + 56 + 17 + 1024
 
 // TestPlantedBugs makes sure that the proof sees what it is there for.
 func TestPlantedBugs(t *testing.T) {

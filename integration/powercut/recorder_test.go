@@ -69,9 +69,11 @@ type recorder struct {
 	// skip makes bugs: operations that it names are lost on the way to the disk,
 	// without an error.
 	skip func(*event) bool
-	// late makes bugs: operations that it names come only after the next rename.
-	late func(*event) bool
-	held []event
+	// late makes bugs: operations that it names come only after the next one that
+	// until names, a rename if it is nil.
+	late  func(*event) bool
+	until func(*event) bool
+	held  []event
 }
 
 func newRecorder(d *disk) *recorder {
@@ -124,7 +126,7 @@ func (r *recorder) Do(op *backing.Op, doNow func() error) error {
 			e = event{kind: owner, ino: e.ino, made: e.made} // without its name yet
 		}
 		r.events = append(r.events, e)
-		if e.kind == rename {
+		if r.until == nil && e.kind == rename || r.until != nil && r.until(&e) {
 			r.events, r.held = append(r.events, r.held...), nil
 		}
 	}

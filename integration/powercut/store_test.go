@@ -380,21 +380,22 @@ func readAll(v *cryptfs.Volume, n *cryptfs.Node, size int64) ([]byte, error) {
 }
 
 // repair has fsck clear what a crash left: nothing in the store is damaged, and
-// nothing is left that a second look finds.
+// when it has nothing more to mend, nothing is left that a look finds.
 func (r *rig) repair(store string, tap backing.Tap) error {
-	for _, repair := range []bool{true, false} {
-		report, err := cryptfs.Fsck(context.Background(), cryptfs.FsckConfig{Config: r.config(store, tap), Repair: repair})
+	var report *cryptfs.FsckReport
+	for _, repair := range []bool{true, true, false} {
+		var err error
+		report, err = cryptfs.Fsck(context.Background(), cryptfs.FsckConfig{Config: r.config(store, tap), Repair: repair})
 		if err != nil {
 			return fmt.Errorf("fsck: %w", err)
-		}
-		for _, p := range report.Problems {
-			if !repair || !p.Mended || report.Damaged() {
-				return fmt.Errorf("fsck (repair %v): %s: %s (%s, mended %v)", repair, p.Path, p.What, p.Class, p.Mended)
-			}
 		}
 		if len(report.Problems) == 0 {
 			return nil
 		}
+		if report.Damaged() {
+			break
+		}
 	}
-	return nil
+	p := report.Problems[0]
+	return fmt.Errorf("fsck: %s: %s (%s, mended %v)", p.Path, p.What, p.Class, p.Mended)
 }
