@@ -188,7 +188,7 @@ func (o *oracle) possible(steps []step) bool {
 
 // TestSequences cuts the power in every sequence of one and two operations: on
 // one of the placements each, another one in each run, or on all with CRASH_FULL,
-// in any order. S-53 S-54 S-65
+// in any order. S-57 S-58 S-59
 func TestSequences(t *testing.T) {
 	turn, _ := seed(t)
 	for place, p := range placements {

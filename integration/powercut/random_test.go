@@ -162,7 +162,7 @@ func (o *oracle) at2(p string) *object {
 }
 
 // TestRandom cuts the power in longer sequences, also in the recovery from a cut,
-// and goes on after one. CRASH_SEED repeats one sequence. S-66
+// and goes on after one. CRASH_SEED repeats one sequence. S-60
 func TestRandom(t *testing.T) {
 	first, one := seed(t)
 	for _, p := range placements {
