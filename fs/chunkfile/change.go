@@ -112,6 +112,13 @@ func (f *File) Settle() error {
 	defer f.unlock()
 	err := f.finish()
 	f.durable = max(f.durable, f.diskSize)
+	if f.lastOn < 0 && f.diskSize > 0 && f.code != nil {
+		// The end is in memory. Until it goes out the next mount has to know that
+		// the disk's is not sealed as the end, and the epoch that says so is over.
+		if err := f.own.Direct(false, f.promised, func() error { return nil }); err != nil {
+			return err
+		}
+	}
 	if len(f.pending) == 0 || f.pending[0].at > f.own.Durable() {
 		return err
 	}
