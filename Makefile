@@ -17,7 +17,7 @@ DEMO_TOOLS := fusermount3:fuse3 getfattr:attr
 
 BENCH_TOOLS := fusermount3:fuse3 gocryptfs:gocryptfs securefs:securefs
 
-.PHONY: all bench build build-pkcs11 integration-pkcs11 demo test check unit integration fuzz fuzz-short crash pjdfstest soak vectors golden-stores vuln clean tools demo-tools install man
+.PHONY: all bench build build-pkcs11 integration-pkcs11 demo test check unit integration fuzz fuzz-short crash faults kill pjdfstest soak vectors golden-stores vuln clean tools demo-tools install man
 
 all: build
 
@@ -83,6 +83,14 @@ pjdfstest: build
 # CRASH_TIME=5m some of them, for about as long for each part.
 crash: tools
 	CRASH_FULL=1 CRASH_TIME=$(CRASH_TIME) $(GO) test -count=1 -v -timeout 0 ./integration/powercut
+
+# Mounts, the programs on them, and unmounts under SIGKILL, 200 times in all.
+kill: tools
+	CRASH_ROUNDS=67 $(GO) test -count=1 -v -timeout 0 -run 'TestCrash$$' ./integration
+
+# Every call of every operation on a disk that fails, with every errno; an hour.
+faults:
+	FAULT_FULL=1 $(GO) test -count=1 -v -timeout 0 ./integration/faultsweep
 
 # A short run of every fuzz target; `make fuzz FUZZTIME=10m` for a long one.
 fuzz-short:

@@ -64,6 +64,9 @@ func crashClient(args []string) error {
 	}
 	// By descriptor: once the mount is gone the path is another directory.
 	dir, err := unix.Open(args[1], unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if isDead(err) {
+		return nil // before it has begun
+	}
 	if err != nil {
 		return err
 	}

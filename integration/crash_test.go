@@ -22,13 +22,31 @@ import (
 	"github.com/kmsfs/kmsfs/integration/rig"
 )
 
-// crashRounds is how often a mount is killed for each placement; CRASH_ROUNDS
-// sets another number.
-const crashRounds = 6
+// crashRounds is how many kills there are for each placement, one of each kind;
+// CRASH_ROUNDS sets another number. `make kill` has 200 in all.
+const crashRounds = len(crashModes)
 
-// TestCrash kills the serving process in the middle of writes, again and again.
-// After each kill the store mounts, all that fsync promised is there, every file
-// reads, and fsck is clean.
+// crashModes say who is killed, in turn.
+var crashModes = [...]string{"daemon", "clients", "clients, daemon", "daemon, mounts", "daemon, clients", "clients, umount"}
+
+// crashSeed is where the moments come from, and what clients do.
+func crashSeed(t *testing.T) uint64 {
+	seed := uint64(5)
+	if v := os.Getenv("CRASH_SEED"); v != "" {
+		n, err := strconv.ParseUint(v, 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seed = n
+	}
+	t.Logf("CRASH_SEED=%d", seed)
+	return seed
+}
+
+// TestCrash kills the serving process, the programs that use the mount, or both,
+// in the middle of writes, of a mount and of an unmount, again and again. After
+// each kill the store mounts, all that fsync promised is there, every file reads,
+// and fsck is clean.
 func TestCrash(t *testing.T) {
 	rounds := crashRounds
 	if v := os.Getenv("CRASH_ROUNDS"); v != "" {
@@ -38,22 +56,28 @@ func TestCrash(t *testing.T) {
 		}
 		rounds = n
 	}
+	seed := crashSeed(t)
 	eachPlacement(t, func(t *testing.T, p envelope.Placement) {
 		rig.Need(t, "root", "fuse")
 		h := rig.NewHome(t)
 		store := filepath.Join(t.TempDir(), "S")
 		h.Run("init", "--placement", p.String(), "--chunk-size", "4KiB", store)
 		m := h.Mount(store)
-		rnd := rand.New(rand.NewPCG(uint64(p), 5))
+		rnd := rand.New(rand.NewPCG(uint64(p), seed))
 		var all []*crashRound
+		kills := map[string]int{}
 		for i := range rounds {
 			r := &crashRound{t: t, m: m, dir: fmt.Sprintf("round%d", i), logs: t.TempDir(), seed: rnd.Uint64N(1 << 40)}
 			all = append(all, r)
-			r.run(time.Duration(150+rnd.IntN(700)) * time.Millisecond)
-			if i%3 == 2 {
+			mode := crashModes[i%len(crashModes)]
+			kills[mode]++
+			r.run(mode, time.Duration(150+rnd.IntN(700))*time.Millisecond, rnd)
+			if strings.Contains(mode, "mounts") {
 				killMounting(t, h, store, m.Dir, rnd)
 			}
-			m.Again()
+			if !rig.Mounted(m.Dir) {
+				m.Again()
+			}
 			r.verify()
 			m.Unmount()
 			fsck(t, h, store, 0)
@@ -63,6 +87,7 @@ func TestCrash(t *testing.T) {
 			r.verify()
 		}
 		m.Unmount()
+		t.Logf("%d rounds, killed: %v", rounds, kills)
 		if t.Failed() {
 			t.Logf("log:\n%s", crashLog(h))
 		}
@@ -78,7 +103,8 @@ func crashLog(h *rig.Home) string {
 	return string(b[max(0, len(b)-8000):])
 }
 
-// killMounting kills mounts that are still finishing what the last crash left.
+// killMounting kills mounts that are still finishing what the last crash left, or
+// have just begun to serve.
 func killMounting(t *testing.T, h *rig.Home, store, dir string, rnd *rand.Rand) {
 	t.Helper()
 	for range 3 {
@@ -109,8 +135,9 @@ type crashRound struct {
 	seed uint64
 }
 
-// run starts the clients, kills the mount after a while, and waits for them.
-func (r *crashRound) run(d time.Duration) {
+// run starts the clients, kills who is to be killed after a while, and waits for
+// the clients.
+func (r *crashRound) run(mode string, d time.Duration, rnd *rand.Rand) {
 	t := r.t
 	t.Helper()
 	var clients []*exec.Cmd
@@ -128,12 +155,61 @@ func (r *crashRound) run(d time.Duration) {
 	// Directories are durable like anything else: only after an fsync.
 	r.m.Home.Sh(`sync -f "$1"`, r.m.Dir)
 	time.Sleep(d)
-	r.m.Kill()
+	killed := false
+	for who := range strings.SplitSeq(mode, ", ") {
+		switch who {
+		case "daemon":
+			r.m.Die()
+		case "clients":
+			for _, c := range clients {
+				_ = c.Process.Kill() // it may have ended with the mount
+				time.Sleep(time.Duration(rnd.IntN(20)) * time.Millisecond)
+			}
+			killed = true
+		case "umount":
+			r.wait(clients, killed)
+			killUnmounting(t, r.m, rnd)
+		}
+		time.Sleep(time.Duration(rnd.IntN(30)) * time.Millisecond)
+	}
+	r.wait(clients, killed)
+	if strings.Contains(mode, "daemon") || strings.Contains(mode, "umount") {
+		r.m.Detach()
+	}
+}
+
+// wait waits for clients that were killed, or had an end that is meant.
+func (r *crashRound) wait(clients []*exec.Cmd, killed bool) {
+	r.t.Helper()
 	for i, c := range clients {
-		if err := c.Wait(); err != nil {
-			t.Errorf("%s: %v", crashKinds[i], err)
+		if c.ProcessState != nil {
+			continue
+		}
+		if err := c.Wait(); err != nil && !(killed && c.ProcessState.ExitCode() < 0) {
+			r.t.Errorf("%s: %v", crashKinds[i], err)
 		}
 	}
+}
+
+// killUnmounting kills the serving process while it ends, or just has.
+func killUnmounting(t *testing.T, m *rig.Mount, rnd *rand.Rand) {
+	t.Helper()
+	server, err := unix.PidfdOpen(m.PID, 0) // its id may come again once it has ended
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Close(server) }()
+	cmd := exec.Command(rig.Binary(t), "umount", m.Dir)
+	cmd.Env = append(os.Environ(), m.Home.Env...)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(time.Duration(rnd.IntN(120)) * time.Millisecond)
+	if err := unix.PidfdSendSignal(server, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait() // it waits for the process's end, whatever that was
+	m.Ended()
 }
 
 // verify compares what is on the mount with the clients' logs.
@@ -152,8 +228,8 @@ func (r *crashRound) verify() {
 	}
 }
 
-// crashCheck looks at one client's directory. A line of its log that is cut off
-// cannot be: the clients were not killed.
+// crashCheck looks at one client's directory. A line of its log is one write(2),
+// which a kill does not halve.
 type crashCheck struct {
 	t     *testing.T
 	kind  string

@@ -126,6 +126,7 @@ var layers = map[string]layer{
 	"integration/bench": imports().and(sysUnix),
 	// What FUSE itself costs from Go, to hold kmsfs against.
 	"integration/bench/floor":    imports().and(goFuse, sysUnix),
+	"integration/faultsweep":     imports(),
 	"integration/hsm":            imports(),
 	"integration/model":          imports(),
 	"integration/powercut":       imports(),

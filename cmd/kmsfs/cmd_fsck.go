@@ -168,7 +168,7 @@ func (a *app) printFsck(r *cryptfs.FsckReport) {
 }
 
 // fsckVerdict turns a report into the command's outcome: damage weighs more
-// than keys that are not available.
+// than keys that are not available, and these more than a disk that fails.
 func fsckVerdict(o fsckOptions, r *cryptfs.FsckReport) error {
 	left := 0
 	for _, p := range r.Problems {
@@ -183,6 +183,9 @@ func fsckVerdict(o fsckOptions, r *cryptfs.FsckReport) error {
 		return fail(errDamage, fmt.Sprintf("%s: %d problems", o.store, left), "kmsfs fsck --repair mends records; restore the rest from a backup")
 	case r.KeysMissing():
 		return fail(errKeysNotUsable, fmt.Sprintf("%s: %d files could not be checked for want of a key", o.store, left), "make the keys named above available, then check again")
+	case r.Unread():
+		return fail(errDisk, fmt.Sprintf("%s: the disk failed, and not everything could be checked; %d problems", o.store, left),
+			"see the kernel's log, copy what can be read to another disk, then check the copy")
 	}
 	return nil
 }

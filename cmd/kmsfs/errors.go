@@ -17,6 +17,7 @@ var (
 	errNotAMount      = fault.New(fault.Invalid, "kmsfs: not a kmsfs mount")
 	errNeedPassphrase = fault.New(fault.KeyDenied, "kmsfs: passphrase needed")
 	errDamage         = fault.New(fault.Integrity, "kmsfs: damage found")
+	errDisk           = fault.New(fault.None, "kmsfs: the disk failed")
 	errUnwell         = fault.New(fault.Invalid, "kmsfs: errors found")
 	errNoPolicy       = fault.New(fault.Unsupported, "kmsfs: no key policy")
 	errFailedOfLate   = fault.New(fault.KeyUnavailable, "kmsfs: keys failed of late")

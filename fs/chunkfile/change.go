@@ -453,6 +453,24 @@ func (f *File) State() State {
 	return State{f.durable, f.unsynced, f.promised, f.logged, f.cutIn}
 }
 
+// Left returns the operations that are not done in place yet, in their order,
+// and how many bytes of the store file a crash cannot take.
+func (f *File) Left() (ops []journal.Op, promised int64) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	for _, p := range f.pending {
+		ops = append(ops, p.op)
+	}
+	return ops, f.promised
+}
+
+// Lost returns why an fsync failed, after which none succeeds; nil if none did.
+func (f *File) Lost() error {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.syncErr
+}
+
 // Wipe clears plaintext from memory, and lets go of the codec. Until Upgrade
 // gives another only Apply and Settle may follow.
 func (f *File) Wipe() {

@@ -73,6 +73,8 @@ type Config struct {
 
 	State
 
+	// Lost is what Lost answered when the file was open before.
+	Lost error
 	// Pending is what the journal of a store that is only read has for the file.
 	Pending []journal.Op
 }
@@ -187,7 +189,7 @@ func Open(c Config) (*File, error) {
 func newFile(c Config) *File {
 	f := &File{
 		disk: c.Disk, geo: c.Geo, code: c.Codec, own: c.Owner, diskSize: c.Size, sparse: c.Sparse, lastOn: -1,
-		durable: c.Durable, unsynced: c.Unsynced, promised: c.Promised, logged: c.Logged, cutIn: c.CutIn,
+		durable: c.Durable, unsynced: c.Unsynced, promised: c.Promised, logged: c.Logged, cutIn: c.CutIn, syncErr: c.Lost,
 	}
 	for _, op := range c.Pending {
 		f.pending = append(f.pending, pending{op: op, at: math.MaxUint64, wait: true}) // for ever

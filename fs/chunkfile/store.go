@@ -202,7 +202,7 @@ func (f *File) change(ops ...journal.Op) error {
 		}
 	}
 	if f.bytes > maxPending || len(f.pending) > maxOps {
-		return f.drain()
+		_ = f.drain() // they are in the journal: what fails now is told by the next change, before it does anything
 	}
 	return nil
 }

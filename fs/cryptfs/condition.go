@@ -2,8 +2,11 @@ package cryptfs
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/kmsfs/kmsfs/crypto/fault"
 	"github.com/kmsfs/kmsfs/fs/journal"
@@ -55,6 +58,7 @@ type Halt struct {
 const (
 	HaltJournal = "journal" // the journal cannot be written
 	HaltLease   = "lease"   // another machine may have taken the store over
+	HaltDisk    = "disk"    // the store's disk fails, is read-only, or was taken away
 )
 
 const maxDamaged = 16 // objects in Damage.Recent
@@ -125,6 +129,42 @@ func (v *Volume) checkJournal() {
 	}
 	if err := v.journal.Err(); errors.Is(err, journal.ErrAborted) {
 		v.halted(HaltJournal, err)
+	}
+}
+
+// lostDisk halts a volume whose disk takes nothing any more. What fails then
+// fails with errno.
+func (v *Volume) lostDisk(errno unix.Errno, why string) {
+	err := fmt.Errorf("%w: %s: %w", ErrHalted, why, errno)
+	if v.gone.CompareAndSwap(nil, &err) {
+		v.log.Error("nothing more is written", "audit", true, "error", err)
+		v.halted(HaltDisk, err)
+	}
+}
+
+// watchDisk notices a file system that was made read-only, by somebody or, after
+// an error, by the kernel.
+func (v *Volume) watchDisk() {
+	if st, err := v.root.Statfs(); err == nil && st.Flags&unix.ST_RDONLY != 0 {
+		v.lostDisk(unix.EROFS, "the store's file system is read-only")
+	}
+}
+
+// deadAfter is how many renewals of the lease in a row have to fail for the disk
+// to count as lost.
+const deadAfter = 2
+
+// unrenewed is told of each renewal of the lease: of all that is written it comes
+// regularly. Only what does not pass counts: not a full disk, nor a busy one.
+func (v *Volume) unrenewed(err error) {
+	errno, dead := unix.Errno(0), false
+	if errors.As(err, &errno) {
+		dead = slices.Contains([]unix.Errno{unix.EIO, unix.EROFS, unix.ENXIO, unix.ENODEV, unix.ESHUTDOWN, unix.EUCLEAN}, errno)
+	}
+	if !dead {
+		v.unrenew.Store(0)
+	} else if v.unrenew.Add(1) >= deadAfter {
+		v.lostDisk(errno, "the store's disk takes nothing")
 	}
 }
 

@@ -119,12 +119,14 @@ func (v *Volume) Create(ctx context.Context, dir *Node, name string, flags int, 
 			return err
 		}
 		if err = v.own(d, entry, m|unix.S_IFREG, c); err != nil {
-			_ = disk.Close()
 			_ = d.Unlink(entry)
 		}
 		return err
 	})
 	if err != nil {
+		if disk != nil {
+			_ = disk.Close() // nothing was written through it
+		}
 		sec.wipe()
 		return nil, nil, Attr{}, err
 	}

@@ -7,7 +7,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/kmsfs/kmsfs/crypto/fault"
 	"github.com/kmsfs/kmsfs/crypto/nameenc"
 	"github.com/kmsfs/kmsfs/fs/backing"
 	"github.com/kmsfs/kmsfs/fs/record"
@@ -42,7 +41,7 @@ func setDirAttr(dir *backing.Dir, b []byte) error {
 }
 
 // readDirRecord reads a directory's record, from the second copy if the first
-// is missing or damaged. It checks the form only.
+// is missing, damaged, or not to be read. It checks the form only.
 func readDirRecord(dir *backing.Dir) (d *record.Dir, second bool, err error) {
 	b, err := dir.ReadFile(dirFile, record.MaxDir)
 	if err == nil {
@@ -50,12 +49,18 @@ func readDirRecord(dir *backing.Dir) (d *record.Dir, second bool, err error) {
 			return d, false, nil
 		}
 	}
-	if !errors.Is(err, unix.ENOENT) && fault.Of(err) == fault.None {
-		return nil, false, err // the disk's own trouble
+	if errors.Is(err, unix.EACCES) {
+		return nil, false, err // see lifted
 	}
-	if b, aerr := dir.Attrs("").Get(dirAttr); aerr == nil {
+	b, aerr := dir.Attrs("").Get(dirAttr)
+	if aerr == nil {
 		if d, perr := record.ParseDir(b); perr == nil {
 			return d, true, nil
+		}
+	}
+	for _, e := range []error{err, aerr} {
+		if isDiskTrouble(e) {
+			return nil, false, e
 		}
 	}
 	return nil, false, fmt.Errorf("%w: %w", ErrDirRecord, err)

@@ -23,6 +23,7 @@ type dirState struct {
 	class   *class // of the files in it, by its record
 	agrees  bool   // the policy names the same class
 	fresh   bool   // its record may not be on the disk yet
+	unsure  bool   // a sync of it was tried, and has not succeeded
 	dacl    aclState
 	ref     *dirRef
 	inCache *list.Element

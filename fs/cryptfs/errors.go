@@ -61,7 +61,7 @@ var (
 	// ErrElsewhere means that another machine has the store mounted.
 	ErrElsewhere = lease.ErrHeld
 	// ErrHalted means that nothing more is written, because another machine may
-	// have taken the store over.
+	// have taken the store over or the disk takes nothing.
 	ErrHalted = fault.New(fault.Forbidden, "cryptfs: the mount takes no changes any more")
 	// ErrClassMismatch means that the policy and the directory's record disagree.
 	ErrClassMismatch = fault.New(fault.Forbidden, "cryptfs: policy and directory record name different classes")

@@ -65,6 +65,7 @@ type Problem struct {
 // What a Problem may be that is no failure with a kind. The last five are no
 // damage, nor is what is orphaned: nothing is missing.
 const (
+	classUnread     = "unread"      // the disk failed, which says nothing about what is there
 	classUnfinished = "unfinished"  // the next mount, or a repair, finishes it
 	classForeign    = "foreign"     // no writer of this store has made it
 	classOrphan     = "orphan"      // a file of the store's own that nothing needs
@@ -80,6 +81,11 @@ func (r *FsckReport) Damaged() bool {
 	return slices.ContainsFunc(r.Problems, func(p Problem) bool {
 		return !p.Mended && (p.Kind == fault.Integrity || p.Kind == fault.BadFormat || p.Class == classUnfinished || p.Class == classForeign)
 	})
+}
+
+// Unread reports whether something could not be checked because the disk failed.
+func (r *FsckReport) Unread() bool {
+	return slices.ContainsFunc(r.Problems, func(p Problem) bool { return p.Class == classUnread })
 }
 
 // KeysMissing reports whether files could not be checked for want of a key.
@@ -180,7 +186,10 @@ func (k *checker) later(f func() error) error {
 }
 
 func (k *checker) add(p Problem) {
-	if p.Class == "" {
+	switch {
+	case p.Class == "" && p.Kind == fault.None:
+		p.Class = classUnread
+	case p.Class == "":
 		p.Class = p.Kind.String()
 	}
 	k.mu.Lock()
@@ -254,9 +263,10 @@ func (k *checker) measure(ctx context.Context) (stop func()) {
 // item is an entry of a directory under check.
 type item struct {
 	backing.Entry
-	st    backing.Stat
-	err   error  // of st
-	needs string // the sidecar, or file of a long target, that must be beside it
+	st     backing.Stat
+	err    error  // of st
+	needs  string // the sidecar, or file of a long target, that must be beside it
+	unsure error  // why that is not known
 }
 
 // dir checks a directory and what is in it; d stays the caller's. plain is its
@@ -308,7 +318,7 @@ func (k *checker) items(d *backing.Dir, entries []backing.Entry, at string) (ite
 			if i.st, err = d.Stat(e.Name); err != nil {
 				return err
 			}
-			i.needs, _ = k.v.sidecarOf(d, e.Name, i.st) // what cannot be read is told when it is
+			i.needs, i.unsure = k.v.sidecarOf(d, e.Name, i.st)
 			return nil
 		})
 		items = append(items, i)

@@ -172,13 +172,16 @@ func (k *checker) putAside(c *dirCopy) error {
 // companions checks the store's own files in a directory: each belongs to
 // something that is there, and is what its name says.
 func (k *checker) companions(d *backing.Dir, in *checkedDir, items []item, ours []backing.Entry) {
-	there, needed, linked, headless := map[string]bool{}, map[string]bool{}, map[string]bool{}, false
+	there, needed, linked, headless, unsure := map[string]bool{}, map[string]bool{}, map[string]bool{}, false, false
 	for _, e := range ours {
 		there[e.Name] = true
 	}
 	for _, i := range items {
 		if hash, long := strings.CutPrefix(i.Name, longEntry); long {
 			needed[longName+hash] = true
+		}
+		if unsure = unsure || i.err != nil || i.unsure != nil; i.unsure != nil {
+			k.failed(path.Join(in.at, i.Name), i.unsure)
 		}
 		if i.needs == "" {
 			continue
@@ -196,6 +199,9 @@ func (k *checker) companions(d *backing.Dir, in *checkedDir, items []item, ours 
 	}
 	for _, e := range ours {
 		where := path.Join(in.at, e.Name)
+		if unsure && !isTemp(e.Name) { // what could not be looked at may need it
+			needed[e.Name] = true
+		}
 		var h *envelope.Header
 		if strings.HasPrefix(e.Name, sidecarPrefix) {
 			h = k.sidecar(d, e.Name, where, needed[e.Name])

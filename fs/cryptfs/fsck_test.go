@@ -326,7 +326,7 @@ func TestFsckRestoresDirectories(t *testing.T) {
 			}
 			d, e := entry("d"), entry("e")
 			check(t, v.Close())
-			b.sh("D=" + d + " E=" + e + "; touch -d 2001-01-01 $D; " + c.damage + "; touch -d 2001-01-01 $D")
+			b.sh("D=./" + d + " E=./" + e + "; touch -d 2001-01-01 $D; " + c.damage + "; touch -d 2001-01-01 $D")
 			r := b.fsck(FsckConfig{})
 			if r.Damaged() != (c.kind == "integrity") || len(r.Problems) != 1 || r.Problems[0].Class != c.kind {
 				t.Errorf("got %+v, want one %s", r.Problems, c.kind)

@@ -163,6 +163,14 @@ func (v *Volume) openStored(ctx context.Context, n *Node, m openMode, gen uint64
 	if err != nil {
 		return nil, v.changedSince(n, gen, err)
 	}
+	mended, err := v.mend(ctx, n, block)
+	if mended {
+		err = errChanged
+	}
+	if err != nil {
+		_ = disk.Close() // nothing was written through it
+		return nil, err
+	}
 	o.disk, o.size, o.cut = disk, st.Size, m.cut && st.Size > 0
 	switch {
 	case block != nil && v.conf.WriteOnly:
@@ -396,11 +404,15 @@ func (h *Handle) Seek(off int64, whence int) (int64, error) {
 // Flush brings what is in memory to the store file.
 func (h *Handle) Flush() error { return h.f.about(h.f.cf.Flush()) }
 
-// Fsync makes the file durable, and the records that its name depends on.
+// Fsync makes the file durable, and the records that its name depends on. Once
+// the journal is stopped it fails, whatever there is to be made durable.
 func (h *Handle) Fsync(dataOnly bool) error {
 	f := h.f
 	if f.v.conf.ReadOnly {
 		return nil
+	}
+	if err := f.v.journal.Err(); err != nil {
+		return f.about(err)
 	}
 	return f.about(f.cf.Fsync(dataOnly, f.syncApart))
 }
@@ -409,24 +421,50 @@ func (h *Handle) Fsync(dataOnly bool) error {
 // it has attributes that are not durable.
 func (f *openFile) syncApart() (meta bool, err error) {
 	v := f.v
-	meta = v.takeMeta(f.n.key)
 	v.ns.RLock()
 	defer v.ns.RUnlock()
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if l, ok := f.n.where(); ok {
+		if err := v.syncRecords(l.parent); err != nil {
+			return false, err
+		}
+	}
 	if f.apart {
 		at := v.spots(f.n, f.home)
-		err := v.place.Sync(at.dirs, f.file)
+		err := f.syncHeader(at.dirs)
 		at.release()
 		if err != nil && !f.removed() { // whose header went with the last name
 			return false, err
 		}
-		meta, f.apart = meta || !v.place.Body(), false
+		meta, f.apart = !v.place.Body(), false
 	}
-	if l, ok := f.n.where(); ok {
-		return meta, v.syncRecords(l.parent)
+	return v.takeMeta(f.n.key) || meta, nil // from here on a failure is the caller's, for ever
+}
+
+// syncHeader makes a header durable that lives elsewhere. After a sync that
+// failed it is written once more: what the kernel could not write it takes for
+// written. f.mu is held.
+func (f *openFile) syncHeader(dirs []*backing.Dir) error {
+	v := f.v
+	if f.unsure && v.place.Sidecar(f.file[:]) != "" && f.secrets.header != nil {
+		block, err := f.secrets.header.Encode(v.layout.HeaderSize)
+		if err == nil {
+			err = v.held()
+		}
+		if err == nil {
+			_, err = v.place.Write(nil, dirs, f.file, block) // a sidecar takes no store file
+		}
+		if err != nil {
+			return err
+		}
 	}
-	return meta, nil
+	f.unsure = true
+	if err := v.place.Sync(dirs, f.file); err != nil {
+		return err
+	}
+	f.unsure = false
+	return nil
 }
 
 // removed reports whether the file has no name in the store. v.ns is locked.

@@ -27,10 +27,14 @@ func (s *inodeState) nothing() bool {
 type unsettled struct {
 	mu     sync.Mutex
 	inodes map[inoKey]inodeState
-	heads  map[inoKey]uint32             // epoch in which a header was last logged
-	fresh  map[*Node]struct{}            // directories whose record may not be on the disk
-	doomed map[envelope.ID]doomed        // sidecars to be removed once their files' cut is durable
-	broken map[envelope.ID]journal.Entry // files that recovery could not finish yet
+	lost   map[inoKey]error       // why an fsync of a file failed: it never succeeds again
+	heads  map[inoKey]uint32      // epoch in which a header was last logged
+	fresh  map[*Node]struct{}     // directories whose record may not be on the disk
+	doomed map[envelope.ID]doomed // sidecars to be removed once their files' cut is durable
+
+	broken  map[envelope.ID][]journal.Entry // files that recovery could not finish yet, with their records
+	epochs  []uint32                        // that it was about
+	mending sync.Mutex                      // held by mend, before all other locks
 
 	// dooming is held while sidecars are removed or spared. It comes before
 	// Volume.ns and mu.
@@ -42,17 +46,14 @@ type doomed struct{ n, home *Node }
 
 func newUnsettled() *unsettled {
 	return &unsettled{
-		inodes: map[inoKey]inodeState{}, heads: map[inoKey]uint32{}, fresh: map[*Node]struct{}{},
-		doomed: map[envelope.ID]doomed{}, broken: map[envelope.ID]journal.Entry{},
+		inodes: map[inoKey]inodeState{}, lost: map[inoKey]error{}, heads: map[inoKey]uint32{}, fresh: map[*Node]struct{}{},
+		doomed: map[envelope.ID]doomed{}, broken: map[envelope.ID][]journal.Entry{},
 	}
 }
 
 // touched remembers that an inode's attributes were changed.
 func (v *Volume) touched(k inoKey) {
-	epoch, err := v.journal.Epoch()
-	if err != nil {
-		return // nothing can be changed in this volume any more
-	}
+	epoch, _ := v.journal.Epoch() // 0 if none can begin: until the next checkpoint
 	v.loose.mu.Lock()
 	defer v.loose.mu.Unlock()
 	s, ok := v.loose.inodes[k]
@@ -69,11 +70,8 @@ const unknown = -1
 // leave remembers the state of a file that nobody has open any more.
 func (v *Volume) leave(f *openFile) {
 	state := f.cf.State()
-	epoch, err := v.journal.Epoch()
-	if err != nil {
-		return
-	}
-	if !state.Unsynced { // the disk or the journal has it
+	epoch, _ := v.journal.Epoch() // 0 if there is none and none can begin: until the next checkpoint
+	if !state.Unsynced {          // the disk or the journal has it
 		state.Durable, state.Promised = unknown, 0
 	}
 	if state.Logged <= v.journal.Durable() {
@@ -96,6 +94,22 @@ func (v *Volume) keep(k inoKey, s inodeState) {
 	} else {
 		v.loose.inodes[k] = s
 	}
+}
+
+// lose remembers that an fsync of a file failed: whoever opens it next must not
+// be told that what was to be synced is.
+func (v *Volume) lose(f *openFile) {
+	if err := f.cf.Lost(); err != nil {
+		v.loose.mu.Lock()
+		defer v.loose.mu.Unlock()
+		v.loose.lost[f.n.key] = err
+	}
+}
+
+func (v *Volume) lostSync(k inoKey) error {
+	v.loose.mu.Lock()
+	defer v.loose.mu.Unlock()
+	return v.loose.lost[k]
 }
 
 // resume returns the state of a store file of this size that is opened again.
@@ -161,9 +175,11 @@ func (v *Volume) Checkpoint() error {
 		maps.Copy(gone, v.loose.doomed)
 		broken := maps.Clone(v.loose.broken)
 		v.loose.mu.Unlock()
-		for _, e := range broken {
-			if _, err := v.journal.Append(e); err != nil {
-				return err
+		for _, entries := range broken {
+			for _, e := range entries {
+				if _, err := v.journal.Append(e); err != nil {
+					return err
+				}
 			}
 		}
 		for _, f := range v.openFiles() {
@@ -206,7 +222,7 @@ func (v *Volume) settled(fresh map[*Node]struct{}) {
 // firm notes that a directory's record is on the disk.
 func (v *Volume) firm(n *Node) {
 	n.mu.Lock()
-	n.dir.fresh = false
+	n.dir.fresh, n.dir.unsure = false, false
 	n.mu.Unlock()
 	v.loose.mu.Lock()
 	_, held := v.loose.fresh[n]

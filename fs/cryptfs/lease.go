@@ -46,12 +46,16 @@ func (v *Volume) leaseConfig(storeKey *envelope.FileKey) (lease.Config, error) {
 	key, err := subKey(storeKey, leaseKeyInfo)
 	return lease.Config{
 		Dir: v.meta, Store: v.layout.ID[:], Key: key, Interval: v.conf.LeaseInterval, Identity: v.conf.machine, Log: v.log,
-		Lost: func(err error) { v.halted(HaltLease, err) },
+		Lost: func(err error) { v.halted(HaltLease, err) }, Renewed: v.unrenewed,
 	}, err
 }
 
-// held returns ErrHalted if another machine may have taken the store over.
+// held returns ErrHalted if another machine may have taken the store over, or the
+// disk is lost.
 func (v *Volume) held() error {
+	if err := v.gone.Load(); err != nil {
+		return *err
+	}
 	if v.lease == nil {
 		return nil
 	}

@@ -270,7 +270,7 @@ func (s *sharedStore) snapshot() string {
 			return err
 		}
 		out.WriteString(path[len(s.dir):] + "\n")
-		if !d.Type().IsRegular() {
+		if !d.Type().IsRegular() || d.Name() == lease.FileName { // whose owner renews it
 			return nil
 		}
 		b, err := os.ReadFile(path)

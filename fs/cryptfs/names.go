@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kmsfs/kmsfs/crypto/fault"
 	"github.com/kmsfs/kmsfs/crypto/nameenc"
 	"github.com/kmsfs/kmsfs/fs/backing"
 )
@@ -48,6 +49,7 @@ func (n *Node) seal(c *nameenc.Cipher, name string) (stored, error) {
 
 // unseal returns the plaintext name of a store entry. ok is false for what is
 // no file of the tree: the store's own files, and what somebody else put there.
+// An error that is no damage is the disk's.
 func (n *Node) unseal(c *nameenc.Cipher, dir *backing.Dir, entry string) (name string, ok bool, err error) {
 	long := strings.HasPrefix(entry, longEntry)
 	if strings.HasPrefix(entry, internalPrefix) && !long {
@@ -59,6 +61,9 @@ func (n *Node) unseal(c *nameenc.Cipher, dir *backing.Dir, entry string) (name s
 	enc := entry
 	if long {
 		b, err := dir.ReadFile(longName+strings.TrimPrefix(entry, longEntry), maxLong)
+		if isDiskTrouble(err) {
+			return "", false, fmt.Errorf("entry %s: %w", entry, err)
+		}
 		if err != nil {
 			return "", false, fmt.Errorf("entry %s: %w: %w", entry, ErrName, err)
 		}
@@ -72,6 +77,20 @@ func (n *Node) unseal(c *nameenc.Cipher, dir *backing.Dir, entry string) (name s
 		return "", false, fmt.Errorf("entry %s: %w: %w", entry, ErrName, err)
 	}
 	return name, true, nil
+}
+
+// isDiskTrouble reports whether an error says nothing about what is stored: it
+// could not be read.
+func isDiskTrouble(err error) bool {
+	for _, e := range []error{
+		unix.ENOENT, unix.ENODATA, unix.EOPNOTSUPP, // nothing is there
+		unix.ELOOP, unix.EISDIR, unix.ENOTDIR, unix.ENXIO, unix.ESPIPE, unix.EACCES, unix.EPERM, // something else is
+	} {
+		if errors.Is(err, e) {
+			return false
+		}
+	}
+	return err != nil && fault.Of(err) == fault.None
 }
 
 // maxLong bounds a ciphertext name, in bytes: 255 bytes padded to 256, the SIV

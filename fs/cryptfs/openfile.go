@@ -43,6 +43,7 @@ type openFile struct {
 	birth   uint64      // of the header
 	covered uint32      // newest epoch in which the file's growth is on record
 	apart   bool        // the header elsewhere may not be on the disk yet
+	unsure  bool        // a sync of it was tried, and has not succeeded
 }
 
 // secrets is a file's key at work, with the header that it belongs to.
@@ -252,7 +253,9 @@ func (v *Volume) attachNew(n *Node, o *opener) (*openFile, error) {
 		}
 	}
 	c.State = v.resume(n.key, o.size)
+	c.Lost = v.lostSync(n.key)
 	f.apart = v.takeApart(n.key) && o.size > 0 // an empty file needs no header
+	f.unsure = f.apart
 	if f.cf, err = chunkfile.Open(c); err != nil {
 		o.sec.wipe()
 		_ = f.disk.close() // nothing was written through it
@@ -364,7 +367,10 @@ func (f *openFile) finish() error {
 	delete(v.files.open, f)
 	v.files.Unlock()
 	if err != nil {
-		v.log.Error("file could not be written out; the next mount repairs it", "ino", n.key.ino, "error", err)
+		v.log.Error("file could not be written out; it is repaired when it is opened again, or by the next mount", "ino", n.key.ino, "error", err)
+		if named {
+			v.abandon(f)
+		}
 	}
 	f.cf.Wipe()
 	f.mu.Lock()
@@ -385,6 +391,7 @@ func (f *openFile) close() error {
 	if v.journal == nil {
 		return nil
 	}
+	v.lose(f)
 	if !f.idle.Load() {
 		if err := f.cf.Flush(); err != nil {
 			return err
@@ -400,6 +407,28 @@ func (f *openFile) close() error {
 	}
 	v.leave(f)
 	return nil
+}
+
+// abandon keeps in the journal what is to be done for a file that is closed and
+// could not be brought to the disk: what is pending, and an end that may not be
+// sealed as the end. Without it the next checkpoint would call the file done.
+func (v *Volume) abandon(f *openFile) {
+	if v.journal == nil {
+		return
+	}
+	ops, promised := f.cf.Left()
+	mtime, _ := f.disk.Mtime() // the zero time, if that fails too
+	var entries []journal.Entry
+	for _, op := range ops {
+		e := f.entry(journal.Ops)
+		e.Mtime, e.Durable, e.Ops = mtime, promised, []journal.Op{op}
+		entries = append(entries, e)
+	}
+	grow := f.entry(journal.Grow)
+	grow.Durable = promised
+	if grow.Birth != 0 { // else it has no header, and no contents
+		v.broke(grow.File, append(entries, grow))
+	}
 }
 
 // forgetKey takes an unlinked inode out of the table when its last handle goes:

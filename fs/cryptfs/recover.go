@@ -34,10 +34,11 @@ type recovery struct {
 	want map[envelope.ID][]journal.Entry
 	inos map[uint64]bool
 
-	mu    sync.Mutex
-	files map[inoKey]bool // done, or being done
-	left  map[envelope.ID]bool
-	group *errgroup.Group
+	mu      sync.Mutex
+	files   map[inoKey]bool // done, or being done
+	left    map[envelope.ID]bool
+	partial bool // something could not be read, and may be one of left
+	group   *errgroup.Group
 }
 
 func (v *Volume) recover(ctx context.Context, f *journal.Found) error {
@@ -65,10 +66,20 @@ func (v *Volume) recover(ctx context.Context, f *journal.Found) error {
 		return err
 	}
 	if len(v.loose.broken) > 0 {
+		v.loose.epochs = f.Epochs
 		v.journal.Resume()
-		return nil
+		return v.Checkpoint() // with their records alone: those of other files must not be done once more
 	}
 	return v.journal.Recovered()
+}
+
+// skip goes on without something that cannot be read: it is no reason to refuse
+// the rest. What the journal has for files that were not seen stays there.
+func (r *recovery) skip(entry string, err error) {
+	r.v.log.Error("recovery cannot read a part of the store", "entry", entry, "error", err, "audit", true)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.partial = true
 }
 
 // run looks at what was changed lately and at files that the journal knows by
@@ -87,7 +98,19 @@ func (r *recovery) run(ctx context.Context) error {
 			return err
 		}
 	}
-	return nil // the rest was removed
+	if r.partial { // else the rest was removed
+		for id := range r.left {
+			r.v.broke(id, r.want[id])
+		}
+	}
+	return nil
+}
+
+// broke keeps a file's records in the journal, until mend.
+func (v *Volume) broke(id envelope.ID, entries []journal.Entry) {
+	v.loose.mu.Lock()
+	defer v.loose.mu.Unlock()
+	v.loose.broken[id] = entries
 }
 
 func (r *recovery) recent(st backing.Stat) bool { return st.Ctime.Sec >= r.since.Sec }
@@ -100,7 +123,8 @@ func (r *recovery) dir(ctx context.Context, d *backing.Dir, top, all bool) error
 	var entries []backing.Entry
 	err := lifted(d, func() (err error) { entries, err = d.ReadDir(); return err })
 	if err != nil {
-		return err
+		r.skip("what is in a directory", err)
+		return nil
 	}
 	for _, e := range entries {
 		switch {
@@ -126,7 +150,8 @@ func (r *recovery) entry(ctx context.Context, d *backing.Dir, e backing.Entry, a
 		return nil
 	}
 	if err != nil {
-		return err
+		r.skip(e.Name, err)
+		return nil
 	}
 	switch st.Type() {
 	case unix.S_IFDIR:
@@ -165,7 +190,8 @@ func (r *recovery) claim(st backing.Stat) bool {
 func (r *recovery) subdir(ctx context.Context, d *backing.Dir, entry string, st backing.Stat, all bool) error {
 	sub, err := d.OpenDir(entry)
 	if err != nil {
-		return err
+		r.skip(entry, err)
+		return nil
 	}
 	defer func() { _ = sub.Close() }()
 	rec := error(nil)
@@ -175,17 +201,32 @@ func (r *recovery) subdir(ctx context.Context, d *backing.Dir, entry string, st 
 	if rec == nil || !errors.Is(rec, ErrDirRecord) {
 		return r.dir(ctx, sub, false, all)
 	}
+	if err := r.v.quarantine(d, entry); err != nil { // a full disk: it can be removed all the same
+		r.v.log.Error("directory without a record after a crash could not be moved to the quarantine", "entry", entry, "error", err)
+		return nil
+	}
 	r.v.log.Warn("directory without a record after a crash: moved to the quarantine", "entry", entry)
 	r.v.counters.repairs.Add(1)
-	return r.v.quarantine(d, entry)
+	return nil
 }
+
+// needs reports whether a file may have been written just before the crash. If
+// that one cannot be read nothing tells how it has to end, now or later.
+func (r *recovery) needs(st backing.Stat) bool { return r.recent(st) || r.inos[st.Ino] }
 
 // file recovers a file that may need it.
 func (r *recovery) file(ctx context.Context, d *backing.Dir, entry string, st backing.Stat) error {
 	v := r.v
+	unread := func(err error) error {
+		if r.needs(st) && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("recovery: store file %s, which was being written: %w", entry, err)
+		}
+		r.skip(entry, err)
+		return nil
+	}
 	f, err := v.openEntry(d, entry, unix.O_RDWR)
 	if err != nil {
-		return err
+		return unread(err)
 	}
 	defer func() { _ = f.Close() }()
 	block, err := v.readBlock(f, []*backing.Dir{d}, st)
@@ -200,7 +241,7 @@ func (r *recovery) file(ctx context.Context, d *backing.Dir, entry string, st ba
 		return nil // damage of another kind, for fsck
 	}
 	if err != nil {
-		return err
+		return unread(err)
 	}
 	entries := r.want[h.File]
 	if len(entries) == 0 && !r.found.Live(h.Birth) {
@@ -228,12 +269,17 @@ func (r *recovery) file(ctx context.Context, d *backing.Dir, entry string, st ba
 // header. Nothing of it was promised to anybody; what there is goes to the
 // quarantine first.
 func (r *recovery) headless(d *backing.Dir, entry string, f *backing.File) error {
-	if err := r.v.quarantineCopy(entry, f); err != nil {
-		return err
+	err := r.v.quarantineCopy(entry, f)
+	if err == nil {
+		err = r.v.fence(f).Truncate(0)
+	}
+	if err != nil { // a full disk: it can be removed all the same
+		r.v.log.Error("file without a whole header after a crash could not be emptied", "entry", entry, "error", err)
+		return nil
 	}
 	r.v.counters.repairs.Add(1)
 	r.v.log.Warn("file repaired after a crash", "entry", entry, "did", "it had no whole header and is empty now")
-	return r.v.fence(f).Truncate(0)
+	return nil
 }
 
 // torn is a file that was being written at the crash.
@@ -246,19 +292,22 @@ type torn struct {
 }
 
 // finish does a file's operations and, if it was growing, repairs its end. If
-// its key is not to be had it is repaired at another time: the journal keeps it.
+// the disk does not let it, or its key is not to be had, that is done at another
+// time: the journal keeps it.
 func (r *recovery) finish(ctx context.Context, t *torn) (string, error) {
 	v, h := r.v, t.head
 	grow, mtime, growing := history(t.entries, h)
 	owner := &repairOwner{v: v, file: h.File, birth: h.Birth, disk: t.disk, dirs: []*backing.Dir{t.dir}}
 	ops := redo(t.entries, h.Birth)
 	if err := chunkfile.Apply(v.fence(t.disk), owner.PutHeader, ops...); err != nil {
+		v.broke(h.File, t.entries)
 		return "", err
 	}
 	did := ""
 	if len(ops) > 0 {
 		did = "did what the journal had"
 		if err := t.disk.SetTimes(unix.Timespec{Nsec: unix.UTIME_OMIT}, mtime); err != nil {
+			v.broke(h.File, t.entries)
 			return "", err
 		}
 	}
@@ -267,9 +316,7 @@ func (r *recovery) finish(ctx context.Context, t *torn) (string, error) {
 	}
 	cut, err := r.repair(ctx, t, owner, grow.Durable)
 	if err != nil && !chunkfile.IsDamage(err) {
-		v.loose.mu.Lock()
-		v.loose.broken[h.File] = grow
-		v.loose.mu.Unlock()
+		v.broke(h.File, []journal.Entry{grow})
 	}
 	if cut != "" {
 		did = cut

@@ -202,6 +202,7 @@ func (r *renaming) run() error {
 		return err
 	}
 	if err := r.before(); err != nil {
+		r.undo()
 		return err
 	}
 	var g *ghost
@@ -338,7 +339,8 @@ func (v *Volume) linkSidecar(from, to *backing.Dir, name string) error {
 }
 
 // move does the rename itself. An empty directory in the way has files of the
-// store in it, so the two change places and it goes from the old one.
+// store in it, so the two change places and it goes from the old one. If that
+// fails they change back, or stay as an exchange would leave them.
 func (r *renaming) move() error {
 	from, to := r.from.ref.Dir, r.to.ref.Dir
 	if r.to.exists() && r.to.isDir() && !r.exchange() {
@@ -347,6 +349,10 @@ func (r *renaming) move() error {
 		}
 		tmp := backing.TempName()
 		if err := from.Rename(r.from.s.entry, from, tmp, 0); err != nil {
+			if from.Rename(r.from.s.entry, to, r.to.s.entry, unix.RENAME_EXCHANGE) != nil {
+				r.flags |= unix.RENAME_EXCHANGE
+				r.after()
+			}
 			return err
 		}
 		removeDir(from, tmp)
@@ -357,6 +363,10 @@ func (r *renaming) move() error {
 
 // undo takes away what before put in place for nothing.
 func (r *renaming) undo() {
+	st, err := r.from.ref.Stat(r.from.s.entry)
+	if err != nil || keyOf(st) != keyOf(r.from.st) {
+		return // it may be done, whatever was told; what is too much is fsck's
+	}
 	if !r.to.exists() {
 		dropName(r.to.ref.Dir, r.to.s.entry)
 	}

@@ -1,7 +1,10 @@
 package cryptfs
 
 import (
+	"errors"
 	"sync"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/kmsfs/kmsfs/fs/backing"
 )
@@ -108,8 +111,11 @@ func (v *Volume) companions(dir *backing.Dir) (map[string][]uint64, error) {
 	out, seen := map[string][]uint64{}, map[uint64]bool{}
 	for _, e := range entries {
 		st, err := dir.Stat(e.Name)
-		if err != nil {
+		if errors.Is(err, unix.ENOENT) {
 			continue // removed meanwhile
+		}
+		if err != nil {
+			return nil, err
 		}
 		if seen[st.Ino] {
 			continue

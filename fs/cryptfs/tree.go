@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kmsfs/kmsfs/fs/backing"
+	"github.com/kmsfs/kmsfs/fs/record"
 )
 
 // Caller is on whose behalf something is made. Where the process is root, new
@@ -103,8 +104,13 @@ func (d *DirHandle) Rewind(ctx context.Context) error {
 		parent = l.parent.key.ino
 	}
 	out := []DirEntry{{Name: ".", Ino: d.n.key.ino, Mode: unix.S_IFDIR}, {Name: "..", Ino: parent, Mode: unix.S_IFDIR}}
+	var failed error
 	err = d.ref.Each(func(e backing.Entry) bool {
 		name, ok, err := d.n.unseal(cipher, d.ref.Dir, e.Name)
+		if err != nil && !isDamage(err) {
+			failed = err // it may be there, and a listing without it would not say so
+			return false
+		}
 		if err != nil {
 			d.v.counters.foreign.Add(1)
 			d.v.log.Error("directory entry left out", "dir", d.n.key.ino, "entry", e.Name, "error", err, "audit", true)
@@ -114,7 +120,7 @@ func (d *DirHandle) Rewind(ctx context.Context) error {
 		}
 		return true
 	})
-	if err != nil {
+	if err = errors.Join(err, failed); err != nil {
 		return err
 	}
 	d.entries = out
@@ -130,8 +136,14 @@ func (v *Volume) LookupEntry(ctx context.Context, dir *Node, e DirEntry) (*Node,
 	return v.lookupEntry(dir, e.entry, e.Name)
 }
 
-// FsyncDir makes a directory's names durable.
+// FsyncDir makes a directory's names durable. Once the journal is stopped it
+// fails, as Fsync does.
 func (v *Volume) FsyncDir(n *Node) error {
+	if v.journal != nil {
+		if err := v.journal.Err(); err != nil {
+			return err
+		}
+	}
 	v.ns.RLock()
 	defer v.ns.RUnlock()
 	ref, err := v.use(n)
@@ -183,23 +195,44 @@ func (v *Volume) syncRecords(n *Node) error {
 	}
 }
 
+// syncRecord makes a directory's record durable. After a sync that failed it is
+// written once more: what the kernel could not write it takes for written.
 func (v *Volume) syncRecord(n *Node) error {
 	ref, err := v.use(n)
 	if err != nil {
 		return err
 	}
 	defer ref.release()
-	f, err := ref.Open(dirFile, unix.O_RDONLY, 0)
-	if err != nil {
-		return err
+	n.mu.Lock()
+	again := n.dir.unsure
+	n.dir.unsure = true
+	n.mu.Unlock()
+	sync := func() error { return syncFile(ref.Dir, dirFile) }
+	if again {
+		sync = func() error {
+			b, err := ref.ReadFile(dirFile, record.MaxDir)
+			if err != nil {
+				return err
+			}
+			return ref.Replace(dirFile, b, 0o600)
+		}
 	}
-	defer func() { _ = f.Close() }()
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	if err := lifted(ref.Dir, ref.Sync); err != nil {
+	if err := lifted(ref.Dir, sync); err != nil {
 		return err
 	}
 	v.firm(n)
 	return nil
+}
+
+// syncFile makes a file and its name durable.
+func syncFile(d *backing.Dir, name string) error {
+	f, err := d.Open(name, unix.O_RDONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }() // nothing was written through it
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	return d.Sync()
 }

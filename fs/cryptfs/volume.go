@@ -78,6 +78,8 @@ type Volume struct {
 	stop     chan struct{}
 	stopped  sync.WaitGroup
 	closed   atomic.Bool
+	gone     atomic.Pointer[error] // why the disk takes nothing any more
+	unrenew  atomic.Int32          // renewals of the lease that failed, in a row
 }
 
 // Open opens a store: it checks the record against c.Keys before any key
@@ -261,6 +263,7 @@ func (v *Volume) flushLoop() {
 		case <-v.stop:
 			return
 		case <-t.C:
+			v.watchDisk()
 			v.flushOlder(flushAfter)
 			if n%int(flushAfter/time.Second) == 0 && v.anyPending() {
 				v.settleAll()

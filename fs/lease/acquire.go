@@ -40,6 +40,10 @@ type Config struct {
 	// wait for anything that a call of Held may hold.
 	Lost func(error)
 
+	// Renewed is called after each renewal, with what it failed with. It must not
+	// wait for anything that a call of Held may hold. nil: nobody is told.
+	Renewed func(error)
+
 	shared *bool // tests: whether other machines may be at the file system
 }
 

@@ -115,6 +115,9 @@ func (l *Lease) renew() {
 	} else {
 		err = l.beat()
 	}
+	if l.a.Renewed != nil {
+		l.a.Renewed(err)
+	}
 	switch {
 	case err == nil:
 		l.renewed.Store(uptime())

@@ -25,6 +25,7 @@ type Config struct {
 	// SameKey tells that two key URIs are one key, such as replicas of a
 	// multi-Region key; nil: only equal URIs are.
 	SameKey func(a, b string) bool
+	Tap     backing.Tap // tests: in place of every operation on the store's disk; nil: none
 }
 
 // Store is a store as it lies on the disk. It is safe for concurrent use.
@@ -40,7 +41,7 @@ type Store struct {
 // Open opens the store. The caller has checked that there is one. Errors:
 // ErrKeysChanged, those of the record's parser, and the disk's.
 func Open(c Config) (*Store, error) {
-	root, err := backing.OpenRoot(c.Path)
+	root, err := backing.OpenRootTapped(c.Path, c.Tap)
 	if err != nil {
 		return nil, err
 	}

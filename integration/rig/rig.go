@@ -228,6 +228,12 @@ func (m *Mount) Die() {
 	if err := unix.Kill(m.PID, unix.SIGKILL); err != nil {
 		m.Home.T.Fatalf("kill %d: %v", m.PID, err)
 	}
+	m.Ended()
+}
+
+// Ended waits for the end of a server that was killed: until then it has the
+// store's lock.
+func (m *Mount) Ended() {
 	for range 500 {
 		if unix.Kill(m.PID, 0) != nil || zombie(m.PID) {
 			break
