@@ -178,7 +178,7 @@ func (o *oracle) change(s step, x *object) {
 	case "rewrite":
 		o.wrote(x, nil)
 		fallthrough
-	case "create", "tmpfile", "write", "mmap":
+	case "create", "tmpfile", "write", "poke", "mmap":
 		if s.Len > 0 {
 			o.wrote(x, overlay(last(x.data), s.Off, s.bytes()))
 		}

@@ -14,6 +14,7 @@ type author struct {
 	rnd  *rand.Rand
 	n    uint64 // seed of the last step
 	held []string
+	as   []*object // what was held under these names
 }
 
 var (
@@ -43,7 +44,7 @@ func (a *author) number(size int64) int64 {
 // weights are the operations, as often as they should come.
 var weights = strings.Fields(`create create tmpfile write write write write write rewrite truncate truncate truncate
 	rename rename rename rename exchange link link unlink unlink mkdir mkdir rmdir symlink setxattr rmxattr chmod allocate punch zero
-	mmap hold hold let settle checkpoint fsync fsync fdatasync fsyncdir fsyncdir fsyncdir remount`)
+	mmap hold hold hold poke poke poke poke let settle checkpoint fsync fsync fdatasync fsyncdir fsyncdir fsyncdir remount`)
 
 // steps returns a sequence of about n steps.
 func (a *author) steps(n int) (out []step) {
@@ -83,6 +84,14 @@ func (a *author) candidate() step {
 	switch s.Op {
 	case "create", "tmpfile", "rewrite":
 		s.Len = a.length()
+	case "poke":
+		if s.Path = ""; len(a.held) > 0 {
+			s.Path = pick(a.rnd, a.held)
+		}
+		if x := a.o.at2(s.Path); x != nil && x.data != nil {
+			size = int64(len(last(x.data)))
+		}
+		s.Off, s.Len = a.number(size), max(1, a.length())
 	case "write", "zero", "punch", "allocate":
 		s.Off, s.Len = a.number(size), max(1, a.length())
 	case "truncate":
@@ -133,12 +142,15 @@ func (a *author) possible(s step) bool {
 		if slices.Contains(a.held, s.Path) || !a.o.valid(s) {
 			return false
 		}
-		a.held = append(a.held, s.Path)
+		a.held, a.as = append(a.held, s.Path), append(a.as, a.o.at2(s.Path))
 		return true
+	case "poke":
+		i := slices.Index(a.held, s.Path)
+		return i >= 0 && a.as[i] == a.o.at2(s.Path)
 	case "let":
 		i := slices.Index(a.held, s.Path)
 		if i >= 0 {
-			a.held = slices.Delete(a.held, i, i+1)
+			a.held, a.as = slices.Delete(a.held, i, i+1), slices.Delete(a.as, i, i+1)
 		}
 		return i >= 0
 	case "remount":

@@ -146,6 +146,9 @@ func (s step) do(mount string, held map[string]*os.File) error {
 		f, err := os.OpenFile(path, os.O_RDWR, 0)
 		held[path] = f
 		return err
+	case "poke": // a write that no close follows
+		_, err := held[path].WriteAt(s.bytes(), s.Off)
+		return err
 	case "let":
 		f := held[path]
 		delete(held, path)
