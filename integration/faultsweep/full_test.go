@@ -57,7 +57,7 @@ func TestFullAtEveryCall(t *testing.T) {
 			states := r.states(t, p)
 			n := r.count(t, p, changes)
 			for k := 1; k <= n; k++ {
-				if !full && (k+i+int(r.placement))%12 != 0 {
+				if !full && (k+i+int(r.placement))%24 != 0 {
 					continue
 				}
 				runs++

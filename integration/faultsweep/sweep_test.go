@@ -88,9 +88,9 @@ func (r *rig) count(t *testing.T, p path, h how) int {
 type thin map[how]int
 
 var (
-	// Each call fails on one placement, with one errno.
-	ofPaths = thin{once: len(placements), onward: 25, changes: 16, short: 8, kind: 12}
-	ofJobs  = thin{once: 6 * len(placements), onward: 60, changes: 40, short: 8, kind: 12}
+	// Each second call fails on one placement, with one errno.
+	ofPaths = thin{once: 2 * len(placements), onward: 25, changes: 16, short: 8, kind: 12}
+	ofJobs  = thin{once: 12 * len(placements), onward: 60, changes: 40, short: 8, kind: 12}
 )
 
 // spread makes failures of counted calls; salt varies which are left out.
