@@ -85,8 +85,9 @@ func isDead(err error) bool {
 // dies waits for the mount's end. A request that the server was taking over when
 // it was killed fails with EIO, a moment before (fuse_dev_do_read in the kernel).
 func (w *crashWorker) dies() bool {
-	for range 200 {
-		fd, err := unix.Openat(w.dir, "no such file", unix.O_RDONLY, 0)
+	for i := range 200 {
+		// Another name each time: the kernel remembers that one is not there.
+		fd, err := unix.Openat(w.dir, fmt.Sprintf("no such file %d", i), unix.O_RDONLY, 0)
 		if err == nil {
 			_ = unix.Close(fd)
 		}

@@ -30,11 +30,27 @@ func (f *File) FlushLater() {
 	}
 }
 
-func (f *File) flush() error {
+// FlushAt is Flush by a caller who knows the time of the newest write.
+func (f *File) FlushAt(mtime unix.Timespec) error {
+	f.mu.Lock()
+	defer f.unlock()
+	f.written, f.untold = mtime, true
+	err := f.flushLate(true)
+	if err != nil && f.failed == nil {
+		f.failed = err // whoever asks may not be the writer
+	}
+	return err
+}
+
+func (f *File) flush() error { return f.flushLate(false) }
+
+// flushLate is flush; late says that the store file's own time is too late, or
+// may be.
+func (f *File) flushLate(late bool) error {
 	if err := f.settle(); err != nil {
 		return err
 	}
-	late := f.hot.valid && f.hot.dirty
+	late = late || f.hot.valid && f.hot.dirty
 	if err := f.evict(); err != nil {
 		return err
 	}

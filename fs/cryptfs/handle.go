@@ -401,8 +401,25 @@ func (h *Handle) Seek(off int64, whence int) (int64, error) {
 	return 0, unix.EINVAL
 }
 
+// Writers reports whether the file was opened for writing since it has been open.
+func (h *Handle) Writers() bool { return h.f.writable.Load() }
+
+// Ino returns the file's inode number.
+func (h *Handle) Ino() uint64 { return h.f.n.key.ino }
+
 // Flush brings what is in memory to the store file.
 func (h *Handle) Flush() error { return h.f.about(h.f.cf.Flush()) }
+
+// WrittenOut is Flush by a caller who knows when the newest write was.
+func (h *Handle) WrittenOut(mtime Time) (Attr, error) {
+	f := h.f
+	if err := f.cf.FlushAt(unix.Timespec{Sec: mtime.Sec, Nsec: int64(mtime.Nsec)}); err != nil {
+		return Attr{}, f.about(err)
+	}
+	var st backing.Stat
+	err := f.disk.use(func(d *backing.File) (err error) { st, err = d.Stat(); return err })
+	return f.n.attr(st), err
+}
 
 // Fsync makes the file durable, and the records that its name depends on. Once
 // the journal is stopped it fails, whatever there is to be made durable.

@@ -87,6 +87,10 @@ const (
 	statusRange       = fuse.Status(unix.ERANGE)
 	statusNoTTY       = fuse.Status(unix.ENOTTY)
 	statusUnsupported = fuse.Status(unix.EOPNOTSUPP)
+
+	// statusNeverAsk is for requests that are not needed: the kernel takes it for
+	// success, and does without them from then on.
+	statusNeverAsk = fuse.Status(unix.ENOSYS)
 )
 
 // translate finds err's row. The kind goes before an errno in the same tree:

@@ -1,7 +1,10 @@
 package fusefs
 
 import (
+	"fmt"
+
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
 
 	"github.com/kmsfs/kmsfs/fs/cryptfs"
 )
@@ -76,6 +79,9 @@ func (f *fileSystem) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (ui
 		return 0, statusBadHandle
 	}
 	n, err := h.WriteAt(data, int64(in.Offset), in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0)
+	if err == nil && in.WriteFlags&fuse.WRITE_CACHE == 0 {
+		err = h.Flush() // there is no SetAttr of the kernel's to come, see Flush
+	}
 	if err != nil {
 		return 0, f.status("write", &in.InHeader, err)
 	}
@@ -107,12 +113,31 @@ func (f *fileSystem) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekO
 	if !ok {
 		return statusBadHandle
 	}
-	off, err := h.Seek(int64(in.Offset), int(in.Whence))
+	off, err := f.seek(h, in)
 	if err != nil {
 		return f.status("lseek", &in.InHeader, err)
 	}
 	out.Offset = uint64(off)
 	return fuse.OK
+}
+
+// seek takes a file that somebody may write for data up to the end that the
+// kernel knows: what it has in its cache may be anywhere in it.
+func (f *fileSystem) seek(h *cryptfs.Handle, in *fuse.LseekIn) (int64, error) {
+	off := int64(in.Offset)
+	if !h.Writers() {
+		return h.Seek(off, int(in.Whence))
+	}
+	size, err := f.kernel.size(in.Pid, h.Ino())
+	switch {
+	case err != nil: // the caller is not to be seen; programs read the file then
+		return 0, fmt.Errorf("size of a file that is being written: %w: %v", unix.EOPNOTSUPP, err)
+	case off < 0 || off >= size:
+		return 0, unix.ENXIO
+	case in.Whence == unix.SEEK_HOLE:
+		return size, nil
+	}
+	return off, nil
 }
 
 func (f *fileSystem) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
@@ -123,14 +148,11 @@ func (f *fileSystem) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Sta
 	return f.status("fallocate", &in.InHeader, h.Allocate(in.Mode, int64(in.Offset), int64(in.Length)))
 }
 
-// Flush is close(2) on one descriptor; its error is what close returns.
-func (f *fileSystem) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
-	h, ok := f.files.get(in.Fh)
-	if !ok {
-		return statusBadHandle
-	}
-	return f.status("flush", &in.InHeader, h.Flush())
-}
+// Flush is close(2) on one descriptor. Before it the kernel has written out what
+// it has of the file, and told the time of the newest write, on which everything
+// goes to the store (writtenOut); close(2) has the errors of both. So there is
+// nothing to do, and the kernel need not ask at every close.
+func (f *fileSystem) Flush(<-chan struct{}, *fuse.FlushIn) fuse.Status { return statusNeverAsk }
 
 // fsyncDataOnly is FUSE_FSYNC_FDATASYNC.
 const fsyncDataOnly = 1 << 0

@@ -1,8 +1,10 @@
 package fusefs
 
 import (
-	"encoding/binary"
 	"fmt"
+	"os"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -13,56 +15,59 @@ import (
 // in memory (fs/fuse/file.c, fuse_lseek).
 //
 // No call sends a request to the mount itself, which nothing here may do (see
-// Mount): the file is found in the kernel's table of inodes by its handle, and
-// statx answers from memory.
-type kernelView struct {
-	mountpoint string
-	dev        uint64
-}
-
-// fileidIno64Gen is FILEID_INO64_GEN of the kernel's include/linux/exportfs.h: a
-// FUSE file handle is the node's number and its generation (fs/fuse/inode.c,
-// fuse_encode_fh).
-const fileidIno64Gen = 0x81
+// Mount): who asks has the file open, and statx answers from memory.
+type kernelView struct{ dev uint64 }
 
 // newKernelView is called when the mount is there.
 func newKernelView(mountpoint string) (*kernelView, error) {
-	st, err := statxCached(unix.AT_FDCWD, mountpoint, 0)
+	st, err := statxCached(mountpoint)
 	if err != nil {
 		return nil, err
 	}
-	return &kernelView{mountpoint, unix.Mkdev(st.Dev_major, st.Dev_minor)}, nil
+	return &kernelView{unix.Mkdev(st.Dev_major, st.Dev_minor)}, nil
 }
 
-// size returns the size of a regular file that the kernel knows, in bytes. It
-// takes CAP_DAC_READ_SEARCH, and fails with EPERM without.
-func (k *kernelView) size(nodeid uint64, generation uint32) (int64, error) {
+// size returns the size in bytes of the file of inode number ino, which thread
+// pid has open. It fails for a thread whose files this process may not see.
+func (k *kernelView) size(pid uint32, ino uint64) (int64, error) {
 	if k == nil {
 		return 0, unix.ESTALE
 	}
-	root, err := unix.Open(k.mountpoint, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	proc := fmt.Sprintf("/proc/%d/", pid)
+	dir, err := os.Open(proc + "fdinfo")
 	if err != nil {
 		return 0, err
 	}
-	defer func() { _ = unix.Close(root) }()
-	if st, err := statxCached(root, "", unix.AT_EMPTY_PATH); err != nil || unix.Mkdev(st.Dev_major, st.Dev_minor) != k.dev {
-		return 0, fmt.Errorf("%s is not this mount any more: %w", k.mountpoint, unix.ESTALE)
+	defer func() { _ = dir.Close() }()
+	for {
+		names, err := dir.Readdirnames(256)
+		if err != nil {
+			return 0, unix.ENOENT // no more, or no more to be had
+		}
+		for _, fd := range names {
+			info, err := os.ReadFile(proc + "fdinfo/" + fd)
+			if err != nil || inoOf(string(info)) != ino {
+				continue
+			}
+			st, err := statxCached(proc + "fd/" + fd)
+			if err == nil && unix.Mkdev(st.Dev_major, st.Dev_minor) == k.dev && st.Ino == ino {
+				return int64(st.Size), nil
+			}
+		}
 	}
-	var id [12]byte
-	binary.NativeEndian.PutUint32(id[0:], uint32(nodeid>>32))
-	binary.NativeEndian.PutUint32(id[4:], uint32(nodeid))
-	binary.NativeEndian.PutUint32(id[8:], generation)
-	fd, err := unix.OpenByHandleAt(root, unix.NewFileHandle(fileidIno64Gen, id[:]), unix.O_PATH|unix.O_CLOEXEC)
-	if err != nil {
-		return 0, err
-	}
-	defer func() { _ = unix.Close(fd) }()
-	st, err := statxCached(fd, "", unix.AT_EMPTY_PATH)
-	return int64(st.Size), err
+}
+
+// inoOf returns the inode number that a file of proc_pid_fdinfo(5) has, since
+// Linux 5.14.
+func inoOf(info string) uint64 {
+	_, rest, _ := strings.Cut(info, "\nino:\t")
+	line, _, _ := strings.Cut(rest, "\n")
+	ino, _ := strconv.ParseUint(line, 10, 64)
+	return ino
 }
 
 // statxCached is statx(2) that sends no request.
-func statxCached(fd int, path string, flags int) (st unix.Statx_t, err error) {
-	err = unix.Statx(fd, path, flags|unix.AT_STATX_DONT_SYNC, unix.STATX_SIZE|unix.STATX_TYPE, &st)
+func statxCached(path string) (st unix.Statx_t, err error) {
+	err = unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_DONT_SYNC, unix.STATX_SIZE|unix.STATX_INO, &st)
 	return st, err
 }

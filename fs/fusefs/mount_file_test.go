@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -271,23 +272,36 @@ func TestOverwriteThroughCachedPages(t *testing.T) {
 	}
 }
 
-// TestSeekSeesWhatWasJustWritten: nothing may sit in the page cache only when
-// cp asks where the data is.
+// TestSeekSeesWhatWasJustWritten: what is in the page cache only is data when cp
+// asks where the data is, and nothing is behind its end.
 //
 // S-19
 func TestSeekSeesWhatWasJustWritten(t *testing.T) {
-	m := mountStore(t, newStore(t, layouts[0]), Options{})
-	f, err := os.Create(m.path("file"))
-	must(t, err)
-	defer f.Close()
-	const end = 3 << 20
-	_, err = f.WriteAt([]byte("data"), end-4)
-	must(t, err)
-	if off, err := unix.Seek(int(f.Fd()), 0, unix.SEEK_DATA); err != nil || off == 0 || off > end-4 {
-		t.Errorf("SEEK_DATA: %d, %v, want the data after the hole", off, err)
-	}
-	if off, err := unix.Seek(int(f.Fd()), end-4, unix.SEEK_HOLE); err != nil || off != end {
-		t.Errorf("SEEK_HOLE: %d, %v, want the end, %d", off, err, end)
+	for _, l := range layouts {
+		t.Run(l.String(), func(t *testing.T) {
+			m := mountStore(t, newStore(t, l), Options{})
+			must(t, os.Mkdir(m.path("dir"), 0o700))
+			f, err := os.Create(m.path("dir/" + strings.Repeat("name", 60)))
+			must(t, err)
+			defer f.Close()
+			const end = 3 << 20
+			_, err = f.WriteAt([]byte("data"), end-4)
+			must(t, err)
+			must(t, os.Rename(m.path("dir"), m.path("moved")))
+			seek := func(off int64, whence int, want int64, wantErr error) {
+				t.Helper()
+				got, err := unix.Seek(int(f.Fd()), off, whence)
+				if err != wantErr || err == nil && got != want {
+					t.Errorf("lseek(%d, %d): %d, %v, want %d, %v", off, whence, got, err, want, wantErr)
+				}
+			}
+			seek(end-4, unix.SEEK_DATA, end-4, nil)
+			seek(end-4, unix.SEEK_HOLE, end, nil)
+			seek(end, unix.SEEK_DATA, 0, unix.ENXIO)
+			seek(end, unix.SEEK_HOLE, 0, unix.ENXIO)
+			must(t, os.Remove(m.path("moved/"+strings.Repeat("name", 60))))
+			seek(7, unix.SEEK_DATA, 7, nil)
+		})
 	}
 }
 
@@ -306,8 +320,8 @@ func TestHolesAndCopies(t *testing.T) {
 	if got, err := os.ReadFile(m.path("from")); err != nil || !bytes.Equal(got, data) {
 		t.Errorf("after punching: %d bytes, %v", len(got), err)
 	}
-	if off, err := unix.Seek(fd, 0, unix.SEEK_HOLE); err != nil || off < hole || off > int64(len(data)) {
-		t.Errorf("SEEK_HOLE: %d, %v", off, err)
+	if off, err := unix.Seek(fd, 0, unix.SEEK_HOLE); err != nil || off != int64(len(data)) {
+		t.Errorf("SEEK_HOLE in a file that is open for writing: %d, %v, want its end", off, err)
 	}
 	if _, err := unix.Seek(fd, int64(len(data))+5, unix.SEEK_DATA); err != unix.ENXIO {
 		t.Errorf("SEEK_DATA past the end: %v, want ENXIO", err)
@@ -327,6 +341,15 @@ func TestHolesAndCopies(t *testing.T) {
 	}
 	if got, err := os.ReadFile(m.path("to")); err != nil || !bytes.Equal(got, data) {
 		t.Errorf("copy: %d bytes, %v", len(got), err)
+	}
+	must(t, from.Close())
+	must(t, to.Close())
+	m.remount(t) // the writer is gone for certain
+	reader, err := os.Open(m.path("from"))
+	must(t, err)
+	defer reader.Close()
+	if off, err := unix.Seek(int(reader.Fd()), 0, unix.SEEK_HOLE); err != nil || off < hole || off >= hole+length {
+		t.Errorf("SEEK_HOLE when nobody writes: %d, %v", off, err)
 	}
 }
 

@@ -88,7 +88,7 @@ func TestUnmountByOthers(t *testing.T) {
 }
 
 // TestKernelGoesAway: after an abort nobody releases the open files but us,
-// and what was written is there at the next mount.
+// and what was synced is there at the next mount.
 //
 // S-16
 func TestKernelGoesAway(t *testing.T) {
@@ -101,6 +101,7 @@ func TestKernelGoesAway(t *testing.T) {
 			defer f.Close()
 			_, err = f.Write(want)
 			must(t, err)
+			must(t, f.Sync())
 			dir, err := os.Open(m.dir)
 			must(t, err)
 			defer dir.Close()
@@ -109,7 +110,11 @@ func TestKernelGoesAway(t *testing.T) {
 			}
 			must(t, unix.Unmount(m.dir, unix.MNT_FORCE|unix.MNT_DETACH))
 			m.server.Wait()
-			if _, err := f.Write(want); err == nil {
+			_, err = f.Write(want)
+			if err == nil {
+				err = f.Sync()
+			}
+			if err == nil {
 				t.Error("a write after the abort succeeds")
 			}
 			m.remount(t)

@@ -24,6 +24,7 @@ type fileSystem struct {
 	volume *cryptfs.Volume
 	log    *slog.Logger
 	failed func(Failure) // may be nil
+	kernel *kernelView
 	nodes  *nodeTable[*cryptfs.Node]
 	files  *handleTable[*cryptfs.Handle]
 	dirs   *handleTable[*dirStream]

@@ -1,6 +1,8 @@
 package fusefs
 
 import (
+	"errors"
+
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
@@ -40,13 +42,38 @@ func (f *fileSystem) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.At
 
 // SetAttr serves chmod, chown, truncate and utimensat.
 func (f *fileSystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
+	told := in.Valid&^fuse.FATTR_FH == kernelTimes
+	if h, ok := f.files.get(in.Fh); ok && told && in.Valid&fuse.FATTR_FH != 0 {
+		return f.writtenOut(h, in, out)
+	}
 	n, ok := f.nodes.get(in.NodeId)
 	if !ok {
 		return statusStale
 	}
 	a, err := f.volume.Setattr(request(cancel, &in.InHeader), n, setAttr(in, n.IsDir()))
+	if told && errors.Is(err, unix.ESTALE) {
+		return fuse.OK // the kernel tells when a file was removed, and syncfs(2) would fail
+	}
 	if err != nil {
 		return f.status("setattr", &in.InHeader, err)
+	}
+	out.AttrValid = cacheSeconds
+	fillAttr(&a, &out.Attr)
+	return fuse.OK
+}
+
+// kernelTimes is what the kernel sets after it has written out what was in its
+// cache, and when a file has got or lost a name (fs/fuse/inode.c,
+// fuse_flush_times). The former comes with a file handle, as nothing else of this
+// kind does.
+const kernelTimes = fuse.FATTR_MTIME | fuse.FATTR_CTIME
+
+// writtenOut brings to the store what memory holds of a file, with the time of
+// the newest write.
+func (f *fileSystem) writtenOut(h *cryptfs.Handle, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
+	a, err := h.WrittenOut(cryptfs.Time{Sec: int64(in.Mtime), Nsec: in.Mtimensec})
+	if err != nil {
+		return f.status("flush", &in.InHeader, err)
 	}
 	out.AttrValid = cacheSeconds
 	fillAttr(&a, &out.Attr)

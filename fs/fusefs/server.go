@@ -56,14 +56,13 @@ const maxRequest = 1 << 20
 // capabilities are asked for beyond go-fuse's own choice; see fuse(4) and the
 // kernel's include/uapi/linux/fuse.h. The kernel takes those that it knows.
 //
-// CAP_WRITEBACK_CACHE is not among them. It makes small writes many times
-// faster, but the kernel (6.18) does not write dirty pages out before it passes
-// SEEK_DATA on, so that cp of a file being written makes an empty copy; a full
-// disk shows at close only; and what a forced unmount finds in the page cache
-// is lost.
+// CAP_WRITEBACK_CACHE makes small writes many times faster. With it the kernel
+// has the size and times of files that are being written, and what of them it
+// has not written out yet: see kernelView and openFlags.
 const capabilities = fuse.CAP_ATOMIC_O_TRUNC | // open with O_TRUNC is one request, one key
 	fuse.CAP_DONT_MASK | // the umask comes with the request: a default ACL overrides it
 	fuse.CAP_HANDLE_KILLPRIV_V2 | // writes say when setuid must go, no getxattr before each of them
+	fuse.CAP_WRITEBACK_CACHE | // small writes cost no request
 	fuse.CAP_SETXATTR_EXT | // setting an ACL says when setgid must go
 	fuse.CAP_EXPORT_SUPPORT | // file handles outlive the kernel's inodes
 	fuse.CAP_READDIRPLUS_AUTO | // a bare listing does not look every entry up
@@ -116,6 +115,9 @@ func Mount(v *cryptfs.Volume, mountpoint string, o Options) (*Server, error) {
 	files.pruner.forget = server.PruneNotify
 	if o.known > 0 {
 		files.pruner.max = o.known
+	}
+	if files.kernel, err = newKernelView(mountpoint); err != nil {
+		o.Log.Debug("holes of files that are being written do not show", "err", err)
 	}
 	s := &Server{fuse: server, mountpoint: mountpoint, done: make(chan struct{})}
 	go func() {
