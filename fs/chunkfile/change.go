@@ -35,22 +35,21 @@ func (f *File) FlushAt(mtime unix.Timespec) error {
 	f.mu.Lock()
 	defer f.unlock()
 	f.written, f.untold = mtime, true
-	err := f.flushLate(true)
+	err := f.flushAs(true)
 	if err != nil && f.failed == nil {
 		f.failed = err // whoever asks may not be the writer
 	}
 	return err
 }
 
-func (f *File) flush() error { return f.flushLate(false) }
+func (f *File) flush() error { return f.flushAs(f.hot.valid && f.hot.dirty) }
 
-// flushLate is flush; late says that the store file's own time is too late, or
-// may be.
-func (f *File) flushLate(late bool) error {
+// flushAs is flush; late says that the store file's own time would not be that
+// of the newest write.
+func (f *File) flushAs(late bool) error {
 	if err := f.settle(); err != nil {
 		return err
 	}
-	late = late || f.hot.valid && f.hot.dirty
 	if err := f.evict(); err != nil {
 		return err
 	}

@@ -55,9 +55,9 @@ type Owner interface {
 	PutHeader(block []byte) error
 	// Emptied is called after the store file was cut to nothing.
 	Emptied()
-	// Tight reports that the store is so full that writes should show it now;
-	// n is the number of plaintext bytes just written.
-	Tight(n int) bool
+	// Through reports that a write is to be in the store file when it is
+	// answered; n is the number of plaintext bytes just written.
+	Through(n int) bool
 	// Synced is called when the store file is durable up to size bytes.
 	Synced(size int64)
 }

@@ -46,8 +46,8 @@ func (f *File) write(p []byte, off int64) error {
 		return err
 	}
 	f.written, f.untold = now(), true
-	if f.own.Tight(len(p)) {
-		return f.flush()
+	if f.own.Through(len(p)) {
+		return f.flushAs(false)
 	}
 	return nil
 }

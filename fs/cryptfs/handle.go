@@ -404,6 +404,9 @@ func (h *Handle) Seek(off int64, whence int) (int64, error) {
 // Writers reports whether the file was opened for writing since it has been open.
 func (h *Handle) Writers() bool { return h.f.writable.Load() }
 
+// Writable reports whether the handle may write.
+func (h *Handle) Writable() bool { return h.write }
+
 // Ino returns the file's inode number.
 func (h *Handle) Ino() uint64 { return h.f.n.key.ino }
 

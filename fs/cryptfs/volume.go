@@ -424,33 +424,29 @@ type counters struct {
 }
 
 // spaceWatch says when the store is so full that a write that only reached
-// memory might not reach the disk.
+// memory might not reach the disk. It looks now and then.
 type spaceWatch struct {
 	mu    sync.Mutex
 	until time.Time
-	left  int64 // plaintext bytes that may be written before the next look
 	tight bool
 }
 
 const (
-	tightBytes = 64 << 20 // free space below which writes go out at once
-	lookEvery  = 4 << 20
+	tightBytes = 64 << 20 // free space below which a store is tight
 	lookTime   = 100 * time.Millisecond
 )
 
-func (v *Volume) tight(n int) bool {
+// Tight reports that the store is so full that programs should hear of it from
+// write(2) itself.
+func (v *Volume) Tight() bool {
 	s := &v.space
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.left -= int64(n)
-	if s.left > 0 && !s.tight {
-		return false
-	}
-	if s.tight && time.Now().Before(s.until) {
-		return true
+	if time.Now().Before(s.until) {
+		return s.tight
 	}
 	st, err := v.root.Statfs()
-	s.left, s.until = lookEvery, time.Now().Add(lookTime)
+	s.until = time.Now().Add(lookTime)
 	s.tight = err == nil && int64(st.Bavail)*st.Bsize < tightBytes
 	return s.tight
 }

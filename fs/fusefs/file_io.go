@@ -14,6 +14,9 @@ import (
 func (f *fileSystem) opened(h *cryptfs.Handle, out *fuse.OpenOut) {
 	out.Fh = f.files.add(h)
 	out.OpenFlags = fuse.FOPEN_KEEP_CACHE
+	if h.Writable() && f.volume.Tight() { // write(2) itself is to say that the disk is full
+		out.OpenFlags |= fuse.FOPEN_DIRECT_IO
+	}
 }
 
 func (f *fileSystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
@@ -79,9 +82,6 @@ func (f *fileSystem) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (ui
 		return 0, statusBadHandle
 	}
 	n, err := h.WriteAt(data, int64(in.Offset), in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0)
-	if err == nil && in.WriteFlags&fuse.WRITE_CACHE == 0 {
-		err = h.Flush() // there is no SetAttr of the kernel's to come, see Flush
-	}
 	if err != nil {
 		return 0, f.status("write", &in.InHeader, err)
 	}
@@ -149,9 +149,9 @@ func (f *fileSystem) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Sta
 }
 
 // Flush is close(2) on one descriptor. Before it the kernel has written out what
-// it has of the file, and told the time of the newest write, on which everything
-// goes to the store (writtenOut); close(2) has the errors of both. So there is
-// nothing to do, and the kernel need not ask at every close.
+// it has of the file, which is in the store when a write is answered; close(2)
+// has the errors. So there is nothing to do, and the kernel need not ask at every
+// close.
 func (f *fileSystem) Flush(<-chan struct{}, *fuse.FlushIn) fuse.Status { return statusNeverAsk }
 
 // fsyncDataOnly is FUSE_FSYNC_FDATASYNC.

@@ -68,8 +68,8 @@ func (f *fileSystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fu
 // kind does.
 const kernelTimes = fuse.FATTR_MTIME | fuse.FATTR_CTIME
 
-// writtenOut brings to the store what memory holds of a file, with the time of
-// the newest write.
+// writtenOut gives a file that the kernel has written out the time of the newest
+// write.
 func (f *fileSystem) writtenOut(h *cryptfs.Handle, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
 	a, err := h.WrittenOut(cryptfs.Time{Sec: int64(in.Mtime), Nsec: in.Mtimensec})
 	if err != nil {

@@ -63,6 +63,7 @@ const capabilities = fuse.CAP_ATOMIC_O_TRUNC | // open with O_TRUNC is one reque
 	fuse.CAP_DONT_MASK | // the umask comes with the request: a default ACL overrides it
 	fuse.CAP_HANDLE_KILLPRIV_V2 | // writes say when setuid must go, no getxattr before each of them
 	fuse.CAP_WRITEBACK_CACHE | // small writes cost no request
+	fuse.CAP_DIRECT_IO_ALLOW_MMAP | // also where writes go through
 	fuse.CAP_SETXATTR_EXT | // setting an ACL says when setgid must go
 	fuse.CAP_EXPORT_SUPPORT | // file handles outlive the kernel's inodes
 	fuse.CAP_READDIRPLUS_AUTO | // a bare listing does not look every entry up
