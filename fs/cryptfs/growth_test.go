@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -121,4 +122,48 @@ func costs(t *testing.T, v *Volume, calls *callCounter, files int) map[string]in
 		"rename":  calls.least(func() { must(v.Rename(ctx, dir, fmt.Sprint("new", next), dir, name(), 0)) }),
 		"remove":  calls.least(func() { create(); must(v.Unlink(ctx, dir, fmt.Sprint("new", next))) }),
 	}
+}
+
+// TestEmptyFilesAreSettled: what is remembered of files that were made and stayed
+// empty, of which the journal has nothing, goes with a checkpoint, which their
+// number brings about.
+func TestEmptyFilesAreSettled(t *testing.T) {
+	t.Parallel() // an epoch lasts 20 s at least
+	dir, prov, _ := testStore(t, everyPlace[0], classify.NamesEncrypted)
+	v := openStore(t, dir, prov)
+	loose := func() int {
+		v.loose.mu.Lock()
+		defer v.loose.mu.Unlock()
+		return len(v.loose.inodes)
+	}
+	for i := range 20 {
+		n, h, _, err := v.Create(t.Context(), v.Root(), fmt.Sprint(i), unix.O_WRONLY, 0o644, Caller{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := h.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		h.Release()
+		v.Forget(n, 1)
+	}
+	if loose() == 0 {
+		t.Skip("nothing is remembered of empty files")
+	}
+	epoch, err := v.journal.Epoch()
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.loose.mu.Lock()
+	for i := range maxLoose + 1 {
+		v.loose.inodes[inoKey{ino: uint64(i), born: -1}] = inodeState{epoch: epoch, meta: true}
+	}
+	v.loose.mu.Unlock()
+	for range 3000 {
+		if loose() == 0 {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	t.Errorf("%d files are remembered, and no checkpoint comes", loose())
 }

@@ -199,6 +199,18 @@ func (v *Volume) Checkpoint() error {
 	return nil
 }
 
+// maxLoose bounds the store files that are remembered for a checkpoint to settle:
+// about 10 MiB. Files that are made and stay empty fill no journal, so that it
+// asks for none.
+const maxLoose = 100_000
+
+// muchLoose reports whether a checkpoint is due for the sake of memory.
+func (v *Volume) muchLoose() bool {
+	v.loose.mu.Lock()
+	defer v.loose.mu.Unlock()
+	return len(v.loose.inodes) > maxLoose
+}
+
 // settled forgets what a checkpoint has made durable.
 func (v *Volume) settled(fresh map[*Node]struct{}) {
 	oldest := v.journal.Oldest()

@@ -286,7 +286,7 @@ func (v *Volume) checkpointLoop() {
 			return
 		case <-t.C:
 			v.checkJournal()
-			if !v.journal.Want() {
+			if !v.journal.Want() && !v.muchLoose() {
 				continue
 			}
 			if err := v.Checkpoint(); err != nil {
