@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -91,6 +92,8 @@ type Home struct {
 	T   testing.TB
 	Dir string
 	Env []string // added to every command's environment
+
+	Wrap []string // a program that kmsfs is run by, such as prlimit, with its arguments
 }
 
 // NewHome returns a user whose files lie in a temporary directory.
@@ -113,7 +116,8 @@ type Result struct {
 // Try runs kmsfs and returns how it ended.
 func (h *Home) Try(args ...string) Result {
 	h.T.Helper()
-	return h.Exec(nil, Binary(h.T), args...)
+	command := append(append(slices.Clone(h.Wrap), Binary(h.T)), args...)
+	return h.Exec(nil, command[0], command[1:]...)
 }
 
 // Run runs kmsfs, fails the test unless it succeeds, and returns its output.

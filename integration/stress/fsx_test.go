@@ -40,6 +40,8 @@ type fsx struct {
 	mem   []byte
 	other []byte // contents of another file, to copy from
 	log   []string
+
+	nameless bool // the file was removed
 }
 
 func playFsx(args []byte) error {
@@ -155,7 +157,7 @@ func fsxOps() []fsxOp {
 		{12, (*fsx).write}, {6, (*fsx).append}, {12, (*fsx).read}, {10, (*fsx).readMap}, {10, (*fsx).writeMap}, {4, (*fsx).msync},
 		{4, (*fsx).allocate}, {6, (*fsx).punch}, {6, (*fsx).zeroRange}, {8, (*fsx).truncate}, {5, (*fsx).copyRange}, {3, (*fsx).copyIn},
 		{6, (*fsx).readDirect}, {6, (*fsx).writeDirect}, {6, (*fsx).sync}, {4, (*fsx).reopen}, {6, (*fsx).seek}, {3, (*fsx).dropPages},
-		{1, (*fsx).remount}, {1, (*fsx).kill},
+		{1, (*fsx).remount}, {1, (*fsx).kill}, {1, (*fsx).orphan},
 	}
 }
 
@@ -358,10 +360,10 @@ func (x *fsx) truncate() (err error) {
 		size = 0
 	}
 	switch how := x.rnd.IntN(3); {
-	case how == 0:
+	case how == 0 && !x.nameless:
 		x.note("truncate to %d", size)
 		err = unix.Truncate(x.path("f"), int64(size))
-	case how == 1 && size == 0:
+	case how == 1 && size == 0 && !x.nameless:
 		x.note("open with O_TRUNC")
 		var fd int
 		if fd, err = unix.Open(x.path("f"), unix.O_WRONLY|unix.O_TRUNC|unix.O_CLOEXEC, 0); err == nil {
@@ -452,7 +454,11 @@ func (x *fsx) reopen() error {
 	if err := unix.Close(x.fds[i]); err != nil {
 		return fmt.Errorf("close: %w", err)
 	}
-	fd, err := unix.Open(x.path("f"), unix.O_RDWR|unix.O_CLOEXEC, 0)
+	path := x.path("f")
+	if x.nameless {
+		path = fmt.Sprintf("/proc/self/fd/%d", x.app)
+	}
+	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	x.fds[i] = fd
 	return err
 }
@@ -504,7 +510,7 @@ func (x *fsx) dropPages() error {
 }
 
 func (x *fsx) remount() error {
-	if !x.Mount {
+	if !x.Mount || x.nameless {
 		return nil
 	}
 	x.note("remount")
@@ -518,7 +524,7 @@ func (x *fsx) remount() error {
 // kill ends the serving process after an fsync, which may be followed by reads
 // only.
 func (x *fsx) kill() error {
-	if !x.Mount {
+	if !x.Mount || x.nameless {
 		return nil
 	}
 	x.note("fsync, and kill the server")
@@ -535,10 +541,45 @@ func (x *fsx) kill() error {
 	return errors.Join(x.open(), x.compare())
 }
 
+// orphan goes on with a file that has no name any more, and then with another
+// that has what was in it.
+func (x *fsx) orphan() error {
+	if x.nameless {
+		return nil
+	}
+	x.note("remove the name")
+	err := os.WriteFile(x.path("next"), nil, 0o644)
+	if err == nil {
+		err = []func() error{
+			func() error { return unix.Unlink(x.path("f")) },
+			func() error { return unix.Rename(x.path("next"), x.path("f")) },
+		}[x.rnd.IntN(2)]()
+	}
+	x.nameless = true
+	for n := 0; err == nil && n < 20; n++ {
+		if err = x.step(); err == nil {
+			err = x.sizes()
+		}
+	}
+	if err == nil {
+		err = x.compare()
+	}
+	if err != nil {
+		return err
+	}
+	x.note("give it a name again")
+	x.nameless = false
+	x.close()
+	return errors.Join(os.WriteFile(x.path("f"), x.want, 0o644), x.open(), x.compare())
+}
+
 // sizes compares what stat(2) says.
 func (x *fsx) sizes() error {
 	var st, byName unix.Stat_t
-	err := errors.Join(unix.Fstat(x.fd(), &st), unix.Stat(x.path("f"), &byName))
+	err := unix.Fstat(x.fd(), &st)
+	if byName = st; err == nil && !x.nameless {
+		err = unix.Stat(x.path("f"), &byName)
+	}
 	if err == nil && (st.Size != int64(len(x.want)) || byName.Size != st.Size) {
 		err = fmt.Errorf("the size is %d, by name %d, want %d", st.Size, byName.Size, len(x.want))
 	}
@@ -547,7 +588,12 @@ func (x *fsx) sizes() error {
 
 func (x *fsx) compare() error {
 	x.note("compare")
-	got, err := os.ReadFile(x.path("f"))
+	got := make([]byte, x.max+1)
+	n, err := unix.Pread(x.fd(), got, 0)
+	got = got[:max(n, 0)]
+	if !x.nameless && err == nil {
+		got, err = os.ReadFile(x.path("f"))
+	}
 	if err == nil && len(got) != len(x.want) {
 		err = fmt.Errorf("the file has %d bytes, want %d", len(got), len(x.want))
 	}

@@ -31,7 +31,7 @@ const (
 
 // roles are the programs. args is JSON.
 var roles = map[string]func(args []byte) error{
-	"fsx": playFsx,
+	"fsx": playFsx, "opener": playOpener, "mapper": playMapper, "appender": playAppender,
 }
 
 func TestMain(m *testing.M) {
@@ -183,3 +183,5 @@ func clean(t testing.TB, m *rig.Mount) {
 }
 
 var placements = []string{"header", "xattr", "sidecar"}
+
+func linesOf(b []byte) func(func(string) bool) { return strings.Lines(string(b)) }
