@@ -431,7 +431,7 @@ func (f *File) seek(off int64, hole bool) (int64, error) {
 // leap returns the first chunk from i to last that may be other than a hole,
 // without reading the chunks between.
 func (f *File) leap(i, last int64) (int64, error) {
-	if i >= last || len(f.pending) > 0 { // the disk does not show what is pending
+	if i >= last {
 		return i, nil
 	}
 	to := last
@@ -442,6 +442,11 @@ func (f *File) leap(i, last int64) (int64, error) {
 		}
 		if ok {
 			to = min(to, (data-int64(f.geo.Base))/f.slotSize())
+		}
+	}
+	for _, p := range f.pending { // what the disk does not show yet
+		if p.op.Kind == journal.OpWrite && p.op.Off+int64(len(p.op.Data)) > f.slot(i) {
+			to = min(to, (p.op.Off-int64(f.geo.Base))/f.slotSize())
 		}
 	}
 	if f.hot.valid && f.hot.index >= i {

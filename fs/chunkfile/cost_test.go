@@ -213,3 +213,39 @@ func TestSeekLeaps(t *testing.T) {
 		t.Errorf("SeekData at the end: %v", err)
 	}
 }
+
+// TestSeekOverPending: looking for data behind a large hole does not read the
+// hole, also while the journal has something that the disk has not.
+func TestSeekOverPending(t *testing.T) {
+	const chunk, chunks = 4 << 10, 20_000
+	f, disk, _ := counting(t, chunk)
+	p := make([]byte, chunk)
+	for _, i := range []int64{0, chunks / 2, chunks - 1} {
+		if _, err := f.WriteAt(p, i*chunk); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := f.Fsync(false, func() (bool, error) { return false, nil }); err != nil {
+		t.Fatal(err)
+	}
+	for _, i := range []int64{0, chunks / 4} { // over what is durable, and into the hole
+		if _, err := f.WriteAt(p, i*chunk); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Flush(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if f.Pending() == 0 {
+		t.Fatal("nothing is pending")
+	}
+	disk.reads = 0
+	for from, want := range map[int64]int64{1: chunks / 4, chunks/4 + 1: chunks / 2, chunks/2 + 1: chunks - 1} {
+		if got, err := f.SeekData(from * chunk); err != nil || got != want*chunk {
+			t.Errorf("data from chunk %d: %d, %v; want chunk %d", from, got/chunk, err, want)
+		}
+	}
+	if disk.reads > 20 {
+		t.Errorf("%d reads", disk.reads)
+	}
+}
