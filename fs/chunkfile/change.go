@@ -121,10 +121,16 @@ func (f *File) sync(meta bool) error {
 // Settle does in place what the journal has on the disk by now, and protects
 // all of the store file from changes that the journal does not have: a
 // checkpoint makes it durable next. What cannot be done goes into the journal
-// again.
+// again, and an end that is not sealed is: only a live epoch lets the next mount
+// mend it. After an error the epoch before must not be done.
 func (f *File) Settle() error {
 	f.mu.Lock()
 	defer f.unlock()
+	if !f.sealedEnd() && (f.code == nil || f.flush() != nil) {
+		if err := f.own.Direct(false, f.promised, func() error { return nil }); err != nil {
+			return err
+		}
+	}
 	err := f.finish()
 	f.durable = max(f.durable, f.diskSize)
 	if f.lastOn < 0 && f.diskSize > 0 && f.code != nil {
@@ -145,6 +151,11 @@ func (f *File) Settle() error {
 		f.logged = max(f.logged, p.at)
 	}
 	return nil
+}
+
+// sealedEnd reports whether the store file ends in a chunk sealed as the last.
+func (f *File) sealedEnd() bool {
+	return f.diskSize == 0 || f.lastOn >= 0 && f.diskSize <= f.slot(f.lastOn)+f.slotSize()
 }
 
 // Apply does in place what the journal has on the disk by now.

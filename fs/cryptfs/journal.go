@@ -1,6 +1,7 @@
 package cryptfs
 
 import (
+	"fmt"
 	"maps"
 	"sync"
 
@@ -184,7 +185,7 @@ func (v *Volume) Checkpoint() error {
 		}
 		for _, f := range v.openFiles() {
 			if err := f.cf.Settle(); err != nil {
-				v.log.Warn("what is in the journal could not be done in place yet", "ino", f.n.key.ino, "error", err)
+				return fmt.Errorf("file %d: %w", f.n.key.ino, err)
 			}
 		}
 		return v.journal.Err()

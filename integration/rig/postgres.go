@@ -165,6 +165,10 @@ func (p *Postgres) Stop() error { return p.signal(syscall.SIGINT) }
 // ended by itself, or never have begun.
 func (p *Postgres) Quit() { _ = p.signal(syscall.SIGQUIT) }
 
+// Kill ends the server as the kernel does for want of memory: its first process
+// cleans nothing up, and the others end when they notice.
+func (p *Postgres) Kill() { _ = p.signal(syscall.SIGKILL) }
+
 func (p *Postgres) signal(sig syscall.Signal) error {
 	if p.cmd == nil {
 		return nil
