@@ -128,7 +128,7 @@ func (o *openerArgs) inTurn() error {
 	return err
 }
 
-// TestFewDescriptors: S-61 with a server that may have 256 descriptors and no
+// TestFewDescriptors: S-62 with a server that may have 256 descriptors and no
 // more.
 func TestFewDescriptors(t *testing.T) {
 	t.Parallel()
