@@ -46,10 +46,15 @@ func (f *File) write(p []byte, off int64) error {
 		return err
 	}
 	f.written, f.untold = now(), true
-	if f.own.Through(len(p)) {
-		return f.flushAs(false)
+	if !f.own.Through(len(p)) {
+		return nil
 	}
-	return nil
+	// The store file gets its time with the next flush: most writes of the kernel
+	// come with one.
+	if err := f.evict(); err != nil {
+		return err
+	}
+	return f.finish()
 }
 
 // mark is what a growth changes and rollback puts back.

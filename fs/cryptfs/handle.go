@@ -414,14 +414,8 @@ func (h *Handle) Ino() uint64 { return h.f.n.key.ino }
 func (h *Handle) Flush() error { return h.f.about(h.f.cf.Flush()) }
 
 // WrittenOut is Flush by a caller who knows when the newest write was.
-func (h *Handle) WrittenOut(mtime Time) (Attr, error) {
-	f := h.f
-	if err := f.cf.FlushAt(unix.Timespec{Sec: mtime.Sec, Nsec: int64(mtime.Nsec)}); err != nil {
-		return Attr{}, f.about(err)
-	}
-	var st backing.Stat
-	err := f.disk.use(func(d *backing.File) (err error) { st, err = d.Stat(); return err })
-	return f.n.attr(st), err
+func (h *Handle) WrittenOut(mtime Time) error {
+	return h.f.about(h.f.cf.FlushAt(unix.Timespec{Sec: mtime.Sec, Nsec: int64(mtime.Nsec)}))
 }
 
 // Fsync makes the file durable, and the records that its name depends on. Once

@@ -24,6 +24,8 @@ type Node struct {
 	handles int
 	gen     uint64 // goes up whenever the store file may have changed
 
+	bare atomic.Bool // made here, and never given an attribute: it has no capabilities
+
 	mu    sync.Mutex
 	class *class // of the file's directory; for a directory, of the directory that it is in
 	file  *openFile

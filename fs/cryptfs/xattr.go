@@ -79,6 +79,9 @@ func (v *Volume) Getxattr(ctx context.Context, n *Node, name string) ([]byte, er
 	if strings.HasPrefix(name, attrPrefix) {
 		return v.virtual(n, name)
 	}
+	if name == capabilityAttr && n.bare.Load() { // asked before the first write to every file
+		return nil, unix.ENODATA
+	}
 	var out []byte
 	if !strings.HasPrefix(name, plainPrefix) {
 		err := v.attrsOf(n, func(a backing.Attrs) (err error) { out, err = a.Get(name); return err })
@@ -106,6 +109,7 @@ func (v *Volume) Setxattr(ctx context.Context, n *Node, name string, value []byt
 	if err := v.mayChange(); err != nil {
 		return err
 	}
+	n.bare.Store(false)
 	if n == v.nodes.root && (strings.HasPrefix(name, RewrapAttr) || name == RewrapKeysAttr) {
 		return v.setRewrap(ctx, name, value, c)
 	}

@@ -44,7 +44,7 @@ func (f *fileSystem) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.At
 func (f *fileSystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
 	told := in.Valid&^fuse.FATTR_FH == kernelTimes
 	if h, ok := f.files.get(in.Fh); ok && told && in.Valid&fuse.FATTR_FH != 0 {
-		return f.writtenOut(h, in, out)
+		return f.writtenOut(h, in)
 	}
 	n, ok := f.nodes.get(in.NodeId)
 	if !ok {
@@ -69,15 +69,10 @@ func (f *fileSystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fu
 const kernelTimes = fuse.FATTR_MTIME | fuse.FATTR_CTIME
 
 // writtenOut gives a file that the kernel has written out the time of the newest
-// write.
-func (f *fileSystem) writtenOut(h *cryptfs.Handle, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
-	a, err := h.WrittenOut(cryptfs.Time{Sec: int64(in.Mtime), Nsec: in.Mtimensec})
-	if err != nil {
-		return f.status("flush", &in.InHeader, err)
-	}
-	out.AttrValid = cacheSeconds
-	fillAttr(&a, &out.Attr)
-	return fuse.OK
+// write. The kernel does not look at the attributes of the answer.
+func (f *fileSystem) writtenOut(h *cryptfs.Handle, in *fuse.SetAttrIn) fuse.Status {
+	err := h.WrittenOut(cryptfs.Time{Sec: int64(in.Mtime), Nsec: in.Mtimensec})
+	return f.status("flush", &in.InHeader, err)
 }
 
 // changes are the SetAttrIn fields that change something themselves.

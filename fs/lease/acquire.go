@@ -268,7 +268,7 @@ func (a *acquirer) unlink(name string) error {
 
 // link makes a lease of our own; EEXIST if there is one.
 func (a *acquirer) link() (*Lease, error) {
-	l := &Lease{a: a, rec: record{
+	l := &Lease{a: a, epoch: time.Now(), rec: record{
 		interval: a.Interval, machine: a.machine, boot: a.boot, process: thisProcess(),
 		begun: time.Now().Unix(), host: a.Identity.Host,
 	}, stop: make(chan struct{})}

@@ -9,6 +9,7 @@ func (c Config) Shared(shared bool) Config {
 // Hang is what a machine that stops does: the lease is no longer renewed, and
 // its time goes on.
 func (l *Lease) Hang() {
+	l.seen.Store(0)
 	close(l.stop)
 	l.loop.Wait()
 	l.stop = make(chan struct{})

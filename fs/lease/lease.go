@@ -24,6 +24,8 @@ type Lease struct {
 	ended  bool
 	warned string // the last trouble that was logged
 
+	epoch   time.Time    // what seen counts from
+	seen    atomic.Int64 // nanoseconds since epoch at which the lease was last fresh, 0: never
 	renewed atomic.Int64 // uptime when the lease was last seen to be ours
 	lost    atomic.Pointer[error]
 }
@@ -36,8 +38,8 @@ func (l *Lease) Err() error {
 	return nil
 }
 
-// Held is to be asked before the store is changed: nil, or ErrLost. It costs a
-// system call, unless the machine slept or the disk did not answer for two
+// Held is to be asked before the store is changed: nil, or ErrLost. It costs next
+// to nothing, unless the machine slept or the disk did not answer for two
 // intervals: then the lease is looked at, before anything else is written.
 func (l *Lease) Held() error {
 	if err := l.Err(); err != nil {
@@ -54,8 +56,21 @@ func (l *Lease) Held() error {
 	return l.Err()
 }
 
+// glance is how long an answer holds: the clock that counts sleep costs a system
+// call, and a write takes many answers. What is written within it after a sleep
+// is what was under way when the machine fell asleep.
+const glance = 2 * time.Millisecond
+
 func (l *Lease) fresh() bool {
-	return time.Duration(uptime()-l.renewed.Load()) < 2*l.a.Interval
+	now := time.Since(l.epoch) // does not count sleep
+	if seen := l.seen.Load(); seen != 0 && now-time.Duration(seen) < glance {
+		return true
+	}
+	fresh := time.Duration(uptime()-l.renewed.Load()) < 2*l.a.Interval
+	if fresh {
+		l.seen.Store(int64(now))
+	}
+	return fresh
 }
 
 // Release removes the lease, if it is still ours. The caller still holds the
