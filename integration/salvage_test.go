@@ -51,7 +51,7 @@ func newSalvageBench(t *testing.T, placement string) *salvageBench {
 	b := &salvageBench{t: t, h: rig.NewHome(t), dir: t.TempDir(), placement: placement, contents: map[string][]byte{}, entries: map[string]string{}}
 	b.store = filepath.Join(b.dir, "S")
 	policy := filepath.Join(b.dir, "policy.yaml")
-	put(t, policy, []byte("version: 1\ndefault: general\nclasses:\n  general: { keys: [\"keyring:general\"] }\n"+
+	put(t, policy, []byte("version: 1\ndefault: general\nclasses:\n  general: { keys: [\"keyring:general\"], chunk_size: 32KiB }\n"+
 		"  phi: { keys: [\"keyring:phi\"], chunk_size: 4KiB }\n  open: { keys: [\"keyring:general\"], names: plain }\n"+
 		"directories:\n  /phi: phi\n  /open: open\n"))
 	b.h.Run("init", "--policy", policy, "--placement", placement, b.store)

@@ -68,7 +68,7 @@ if they do not exist. The store's keys are noted in the known-stores file.`,
 	f.StringVar(&o.suite, "suite", dare.AES256GCM.String(), "cipher suite: aes-256-gcm or chacha20-poly1305")
 	f.IntVar(&o.headerSize, "header-size", envelope.DefaultHeader, "bytes of a header block, a power of two from 512 to 8192")
 	f.StringVar(&o.names, "names", string(classify.NamesEncrypted), "file names of the one class: encrypted or plain")
-	f.StringVar(&o.chunkSize, "chunk-size", "32KiB", "plaintext `SIZE` of a chunk of the one class, a power of two from 4KiB to 64KiB")
+	f.StringVar(&o.chunkSize, "chunk-size", "16KiB", "plaintext `SIZE` of a chunk of the one class, a power of two from 4KiB to 64KiB")
 	f.BoolVar(&o.protect, "passphrase", false, "protect a new keyring file with a passphrase (asked for, or from --passphrase-file)")
 	f.BoolVar(&o.json, "json", false, "print JSON")
 	return cmd

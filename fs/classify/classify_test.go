@@ -45,8 +45,8 @@ func TestParseFillsInDefaults(t *testing.T) {
 		Version: 1,
 		Default: "general",
 		Classes: map[string]classify.Class{
-			"general": {Keys: []string{"keyring:general"}, Cache: 5 * time.Minute, Names: classify.NamesEncrypted, ChunkSize: 32 << 10},
-			"phi":     {Keys: []string{"arn:aws:kms:us-east-1:111122223333:key/mrk-1", "alias/recovery"}, Cache: 0, Names: classify.NamesEncrypted, ChunkSize: 32 << 10},
+			"general": {Keys: []string{"keyring:general"}, Cache: 5 * time.Minute, Names: classify.NamesEncrypted, ChunkSize: 16 << 10},
+			"phi":     {Keys: []string{"arn:aws:kms:us-east-1:111122223333:key/mrk-1", "alias/recovery"}, Cache: 0, Names: classify.NamesEncrypted, ChunkSize: 16 << 10},
 			"pci":     {Keys: []string{"alias/pci"}, Cache: 5 * time.Minute, Names: classify.NamesPlain, ChunkSize: 4 << 10},
 		},
 		Directories: map[string]string{"/patients": "phi", "/patients/old/public": "general", "/cards/raw": "pci"},
@@ -107,9 +107,9 @@ func TestClassOfAndFixed(t *testing.T) {
 func TestMarshalIsCanonical(t *testing.T) {
 	p := mustParse(t, sample)
 	want := `{"version":1,"default":"general","classes":{` +
-		`"general":{"keys":["keyring:general"],"cache":"5m","names":"encrypted","chunk_size":32768},` +
+		`"general":{"keys":["keyring:general"],"cache":"5m","names":"encrypted","chunk_size":16384},` +
 		`"pci":{"keys":["alias/pci"],"cache":"5m","names":"plain","chunk_size":4096},` +
-		`"phi":{"keys":["arn:aws:kms:us-east-1:111122223333:key/mrk-1","alias/recovery"],"cache":"0s","names":"encrypted","chunk_size":32768}},` +
+		`"phi":{"keys":["arn:aws:kms:us-east-1:111122223333:key/mrk-1","alias/recovery"],"cache":"0s","names":"encrypted","chunk_size":16384}},` +
 		`"directories":{"/cards/raw":"pci","/patients":"phi","/patients/old/public":"general"}}`
 	if got := string(p.Marshal()); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)

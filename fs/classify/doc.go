@@ -13,7 +13,7 @@
 //	    data_keys: per-file    # or shared: one call for the keys of many files
 //	    cache: 0s              # default 5m; 0s: every open is a call
 //	    names: encrypted       # or plain
-//	    chunk_size: 32KiB      # a power of two, 4KiB to 64KiB
+//	    chunk_size: 16KiB      # a power of two, 4KiB to 64KiB
 //	directories:
 //	  /patients: phi
 //

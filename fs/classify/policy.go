@@ -20,7 +20,7 @@ const (
 const (
 	Version          = 1
 	DefaultCache     = 5 * time.Minute
-	DefaultChunkSize = 32 << 10
+	DefaultChunkSize = 16 << 10
 	MaxKeys          = 8
 	MaxRetired       = 16 // keys of one class that may still unwrap
 	MaxClasses       = 64
