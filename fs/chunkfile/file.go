@@ -143,7 +143,7 @@ func (f *File) unlock() {
 
 func (f *File) publish() {
 	f.pubSize.Store(int64(f.size))
-	f.pubPending.Store(f.bytes)
+	f.pubPending.Store(f.bytes + int64(len(f.pending))) // a hole or a cut has no bytes
 	if (!f.hot.valid || !f.hot.dirty) && !f.ragged {
 		f.pubDirty.Store(nil)
 		return
@@ -229,8 +229,8 @@ func (f *File) Dirty() (since unix.Timespec, dirty bool) {
 	return unix.Timespec{}, false
 }
 
-// Pending returns how many bytes of operations are in the journal, and not in
-// the store file yet. It does not wait.
+// Pending returns about how many bytes of operations are in the journal, and not
+// in the store file yet: 0 only if there are none. It does not wait.
 func (f *File) Pending() int64 { return f.pubPending.Load() }
 
 func now() (ts unix.Timespec) {
