@@ -46,12 +46,12 @@ check:
 
 # Unit tests, with the race detector.
 unit:
-	$(GO) test -race ./cmd/... ./crypto/... ./fs/...
+	$(GO) test -race -timeout 20m ./cmd/... ./crypto/... ./fs/...
 
 # Real mounts, real programs, the KMS test server. Not run from a cache: the
 # programs and the kernel are part of what is tested.
 integration: integration-pkcs11
-	$(GO) test -count=1 -timeout 14m ./integration/...
+	$(GO) test -count=1 -timeout 30m ./integration/...
 
 # What needs the build tag, over SoftHSM2, and so a C compiler.
 integration-pkcs11:
