@@ -296,6 +296,7 @@ classes:
   phi: { keys: ["alias/phi"] }
 `))
 	var m *rig.Mount
+	made := false // a file, after which keys are made ahead of need, in the background
 	for _, step := range []struct {
 		what                                        string
 		do                                          func() error
@@ -315,8 +316,9 @@ classes:
 		{"mount again", func() error { m.Unmount(); m.Again(); return nil }, 0, 0, 3, 0, 3},
 		{"stat", func() error { _, err := os.Stat(m.Path("moved")); return err }, 0, 0, 0, 0, 0},
 		{"open cold", func() error { return canRead(m.Path("moved")) }, 0, 0, 1, 0, 0},
-		{"fsck", func() error { m.Unmount(); h.Run("fsck", store); return nil }, 0, 0, 4, 0, 0},
+		{"fsck", func() error { m.Unmount(); h.Run("fsck", store); return nil }, 0, 0, 5, 0, 0},
 	} {
+		made = made || step.what == "create"
 		s.ResetCalls()
 		if err := step.do(); err != nil {
 			t.Fatalf("%s: %v", step.what, err)
@@ -325,7 +327,7 @@ classes:
 			"ReEncrypt": step.reEncrypt, "DescribeKey": step.look} {
 			got := s.Count(op)
 			ahead := op == "GenerateDataKey" || op == "Encrypt" // and keys ahead of need, once files follow each other
-			if got != want && !(ahead && want > 0 && got > want) {
+			if got != want && !(ahead && made && got > want) {
 				t.Errorf("%s: %d calls of %s, want %d", step.what, got, op, want)
 			}
 		}

@@ -20,7 +20,6 @@ import (
 	"github.com/kmsfs/kmsfs/crypto/keymem"
 	"github.com/kmsfs/kmsfs/crypto/keywrap"
 	"github.com/kmsfs/kmsfs/fs/cryptfs"
-	"github.com/kmsfs/kmsfs/fs/record"
 )
 
 // The tests of this file show requirements of docs/format.md that one package
@@ -244,10 +243,10 @@ func TestStoreRecordChangedFromOutside(t *testing.T) {
 		"policy":              {`"default":"general"`, `"default":"phi"`, cryptfs.ErrRecord, true},
 		"cache time":          {`"cache":"5m"`, `"cache":"6m"`, cryptfs.ErrRecord, true},
 		"the keys to be used": {`"keys":{"general":["keyring:general"]`, `"keys":{"general":["keyring:phi"]`, cryptfs.ErrKeysChanged, false},
-		"white space":         {`"default":"general"`, `"default": "general"`, record.ErrFormat, false},
-		"unknown member":      {`{"id":`, `{"x":1,"id":`, record.ErrFormat, false},
+		"white space":         {`"default":"general"`, `"default": "general"`, cryptfs.ErrRecordLost, false},
+		"unknown member":      {`{"id":`, `{"x":1,"id":`, cryptfs.ErrRecordLost, false},
 		"newer version":       {"kmsfs store 1\n", "kmsfs store 2\n", cryptfs.ErrNewerFormat, false},
-		"MAC":                 {"\nmac ", "\nmac 0", record.ErrFormat, false},
+		"MAC":                 {"\nmac ", "\nmac 0", cryptfs.ErrRecordLost, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			changed := bytes.Replace(original, []byte(tt.old), []byte(tt.new), 1)

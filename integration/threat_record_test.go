@@ -324,12 +324,12 @@ func TestThreatNames(t *testing.T) {
 		report := s.fsck(4)
 		foreign := 0
 		for _, p := range report.Problems {
-			if p.Kind == "foreign" {
+			if p.Kind == "foreign" || p.Kind == "integrity" && strings.HasPrefix(p.Path, ".kmsfs.l.") {
 				foreign++
 			}
 		}
 		if foreign != 5 {
-			t.Errorf("fsck found %d foreign entries, want 5: %+v", foreign, report.Problems)
+			t.Errorf("fsck found %d entries that have no name, want 5: %+v", foreign, report.Problems)
 		}
 	})
 }

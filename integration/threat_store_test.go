@@ -446,6 +446,9 @@ func (r *fsckReport) has(rel, kind string) bool {
 // a directory; "" if there is none.
 func (r *fsckReport) kind(rel string) string {
 	for _, p := range r.Problems {
+		if p.Kind == "duplicate" { // a note: both copies are whole
+			continue
+		}
 		if p.Path == rel || strings.HasPrefix(p.Path, rel+"/") {
 			return p.Kind
 		}

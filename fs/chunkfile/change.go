@@ -42,7 +42,7 @@ func (f *File) FlushAt(mtime unix.Timespec) error {
 	return err
 }
 
-func (f *File) flush() error { return f.flushAs(f.hot.valid && f.hot.dirty) }
+func (f *File) flush() error { return f.flushAs(f.timeHeld || f.hot.valid && f.hot.dirty) }
 
 // flushAs is flush; late says that the store file's own time would not be that
 // of the newest write.

@@ -124,10 +124,11 @@ type File struct {
 	cutIn    uint32 // epoch of the newest truncate in the journal
 	syncErr  error  // of an fsync: what it was for may be lost, whatever the next one says
 
-	hot     hotChunk
-	written unix.Timespec // time of the newest write, if untold
-	untold  bool          // the store file's mtime is not that of the newest write
-	failed  error         // of a flush in the background, for the next Flush or Fsync
+	hot      hotChunk
+	written  unix.Timespec // time of the newest write, if untold
+	untold   bool          // the store file's mtime is not that of the newest write
+	timeHeld bool          // and is put back: see holdTime
+	failed   error         // of a flush in the background, for the next Flush or Fsync
 
 	// What others may ask without waiting for a write or an fsync to end.
 	pubSize    atomic.Int64

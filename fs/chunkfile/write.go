@@ -27,12 +27,33 @@ func (f *File) WriteAt(p []byte, off int64) (int, error) {
 	if err := f.settle(); err != nil {
 		return 0, err
 	}
+	if err := f.holdTime(len(p)); err != nil {
+		return 0, err
+	}
 	was := f.mark()
 	if err := f.write(p, off); err != nil {
 		f.rollback(was)
 		return 0, err
 	}
 	return len(p), nil
+}
+
+// holdTime remembers the store file's time before a write that goes through. The
+// kernel keeps the time of such writes, and tells it if it has moved; the next
+// flush puts it back otherwise.
+func (f *File) holdTime(n int) error {
+	if !f.own.Through(n) {
+		f.timeHeld = false
+		return nil
+	}
+	if f.timeHeld && f.untold {
+		return nil
+	}
+	mtime, err := f.disk.Mtime()
+	if err == nil {
+		f.written, f.untold, f.timeHeld = mtime, true, true
+	}
+	return err
 }
 
 func (f *File) write(p []byte, off int64) error {
@@ -45,12 +66,10 @@ func (f *File) write(p []byte, off int64) error {
 	if err := f.put(p, off); err != nil {
 		return err
 	}
-	f.written, f.untold = now(), true
-	if !f.own.Through(len(p)) {
+	if !f.timeHeld {
+		f.written, f.untold = now(), true
 		return nil
 	}
-	// The store file gets its time with the next flush: most writes of the kernel
-	// come with one.
 	if err := f.evict(); err != nil {
 		return err
 	}

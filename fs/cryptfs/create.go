@@ -140,7 +140,7 @@ func (v *Volume) Create(ctx context.Context, dir *Node, name string, flags int, 
 	}
 	f.suid.Store(a.Mode&(unix.S_ISUID|unix.S_ISGID) != 0)
 	n.bare.Store(true)
-	return n, &Handle{f: f, write: true}, a, nil
+	return n, newHandle(f, true), a, nil
 }
 
 // Tmpfile makes a regular file without a name (O_TMPFILE) that Link may give one.
@@ -164,7 +164,7 @@ func (v *Volume) Tmpfile(ctx context.Context, dir *Node, flags int, mode uint32,
 		v.Forget(n, 1)
 		return nil, nil, Attr{}, err
 	}
-	return n, &Handle{f: f, write: true}, n.attr(st), nil
+	return n, newHandle(f, true), n.attr(st), nil
 }
 
 func (v *Volume) tempIn(dir *Node, mode uint32, c Caller) (*backing.File, backing.Stat, error) {

@@ -79,7 +79,7 @@ func (v *Volume) open(ctx context.Context, n *Node, m openMode) (*Handle, error)
 		err := f.disk.use(func(d *backing.File) (err error) { st, err = d.Stat(); return err })
 		f.suid.Store(err != nil || st.Mode&(unix.S_ISUID|unix.S_ISGID) != 0)
 	}
-	return &Handle{f: f, write: write}, nil
+	return newHandle(f, write), nil
 }
 
 // mayWrite answers ErrClassMismatch for a file in a directory whose class the
@@ -401,8 +401,15 @@ func (h *Handle) Seek(off int64, whence int) (int64, error) {
 	return 0, unix.EINVAL
 }
 
-// Writers reports whether the file was opened for writing since it has been open.
-func (h *Handle) Writers() bool { return h.f.writable.Load() }
+func newHandle(f *openFile, write bool) *Handle {
+	if write {
+		f.writers.Add(1)
+	}
+	return &Handle{f: f, write: write}
+}
+
+// Writers reports whether the file is open for writing, by this handle or another.
+func (h *Handle) Writers() bool { return h.f.writers.Load() > 0 }
 
 // Writable reports whether the handle may write.
 func (h *Handle) Writable() bool { return h.write }
@@ -492,6 +499,9 @@ func (f *openFile) removed() bool {
 // a caller who must know calls Flush before.
 func (h *Handle) Release() {
 	h.once.Do(func() {
+		if h.write {
+			h.f.writers.Add(-1)
+		}
 		if err := h.f.v.closeHandle(h.f); err != nil {
 			h.f.v.log.Error("close failed", "ino", h.f.n.key.ino, "error", err)
 		}

@@ -27,7 +27,8 @@ type openFile struct {
 	cf    *chunkfile.File
 	home  *Node // the directory that an unnamed file was made in
 
-	suid atomic.Bool // the mode has bits that a write clears
+	suid    atomic.Bool  // the mode has bits that a write clears
+	writers atomic.Int32 // handles that may write
 
 	joining  sync.Mutex // held while an opener adds its descriptor or key
 	disk     *diskFile
