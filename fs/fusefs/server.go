@@ -180,6 +180,11 @@ func mountOptions(store string, args mountArgs, o Options) *fuse.MountOptions {
 			return fuse.EIO
 		},
 	}
+	if args.flags&unix.MS_RDONLY != 0 {
+		// Nothing is held back there, and sizes are the volume's word: what the
+		// journal still has of a file shows once it is open.
+		m.ExtraCapabilities &^= fuse.CAP_WRITEBACK_CACHE
+	}
 	if os.Geteuid() == 0 {
 		// Without the magic number, zero flags would mean nosuid and nodev.
 		m.DirectMountStrict = true
