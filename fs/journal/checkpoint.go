@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 	"sync"
 	"time"
 )
@@ -153,18 +154,25 @@ func (l *Log) drain() {
 	defer l.gate.Unlock()
 }
 
+// lockAll takes every lock, in their order, and returns what lets go of them:
+// nobody else is in the log meanwhile.
+func (l *Log) lockAll() (unlock func()) {
+	locks := []sync.Locker{&l.checkpoint, &l.gate, &l.sync, &l.mu}
+	for _, k := range locks {
+		k.Lock()
+	}
+	return func() {
+		for _, k := range slices.Backward(locks) {
+			k.Unlock()
+		}
+	}
+}
+
 // Recovered says that what Found told is done: in place and durable, with
 // whatever recovery appended and wrote. Its epochs are done, on the disk, and
 // the next use begins a new one. Without anything found it does nothing.
 func (l *Log) Recovered() error {
-	l.checkpoint.Lock()
-	defer l.checkpoint.Unlock()
-	l.gate.Lock()
-	defer l.gate.Unlock()
-	l.sync.Lock()
-	defer l.sync.Unlock()
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	defer l.lockAll()()
 	if err := l.ended(); err != nil || !l.recovering {
 		return err
 	}
@@ -216,14 +224,7 @@ const smallSegment = 16 << 10
 // over, the live epochs are left for the next Open to find. No other call may
 // run or follow, except that those that follow fail with ErrClosed.
 func (l *Log) Close(clean bool) error {
-	l.checkpoint.Lock()
-	defer l.checkpoint.Unlock()
-	l.gate.Lock()
-	defer l.gate.Unlock()
-	l.sync.Lock()
-	defer l.sync.Unlock()
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	defer l.lockAll()()
 	if l.closed {
 		return nil
 	}
