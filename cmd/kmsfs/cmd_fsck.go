@@ -140,16 +140,8 @@ func (a *app) fsckFacts(ctx context.Context, o fsckOptions) (storeFacts, error) 
 	if err != nil {
 		return facts, err
 	}
-	file, err := a.global.knownStoresPath()
-	if err != nil {
-		return facts, err
-	}
-	known, err := loadKnownStores(file)
-	if err != nil {
-		return facts, err
-	}
 	facts = storeFacts{id: info.ID.String(), path: real, keys: info.Keys}
-	return facts, a.checkTrust(ctx, known, facts, o.trust)
+	return facts, a.mustTrust(ctx, facts, o.trust)
 }
 
 func (a *app) printFsck(r *cryptfs.FsckReport) {

@@ -32,15 +32,20 @@ func (a *app) trustedStore(ctx context.Context, path string, trust bool) (storeF
 	if err != nil {
 		return facts, err
 	}
+	return facts, a.mustTrust(ctx, facts, trust)
+}
+
+// mustTrust is checkTrust with the stores that this machine knows.
+func (a *app) mustTrust(ctx context.Context, facts storeFacts, trust bool) error {
 	file, err := a.global.knownStoresPath()
 	if err != nil {
-		return facts, err
+		return err
 	}
 	known, err := loadKnownStores(file)
 	if err != nil {
-		return facts, err
+		return err
 	}
-	return facts, a.checkTrust(ctx, known, facts, trust)
+	return a.checkTrust(ctx, known, facts, trust)
 }
 
 // openOptions are the options of every command that opens a store.
