@@ -56,8 +56,8 @@ type Owner interface {
 	// Emptied is called after the store file was cut to nothing.
 	Emptied()
 	// Through reports that a write is to be in the store file when it is
-	// answered; n is the number of plaintext bytes just written.
-	Through(n int) bool
+	// answered, with the time that the store file had (see holdTime).
+	Through() bool
 	// Synced is called when the store file is durable up to size bytes.
 	Synced(size int64)
 }

@@ -164,7 +164,7 @@ func (o *owner) PutHeader(block []byte) error {
 
 func (o *owner) Emptied() { o.covered = false }
 
-func (o *owner) Through(int) bool { return o.tight }
+func (o *owner) Through() bool { return o.tight }
 
 func (o *owner) Synced(size int64) {
 	if err := o.add(logged{promised: size}, 1); err == nil {

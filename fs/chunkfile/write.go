@@ -27,7 +27,7 @@ func (f *File) WriteAt(p []byte, off int64) (int, error) {
 	if err := f.settle(); err != nil {
 		return 0, err
 	}
-	if err := f.holdTime(len(p)); err != nil {
+	if err := f.holdTime(); err != nil {
 		return 0, err
 	}
 	was := f.mark()
@@ -41,8 +41,8 @@ func (f *File) WriteAt(p []byte, off int64) (int, error) {
 // holdTime remembers the store file's time before a write that goes through. The
 // kernel keeps the time of such writes, and tells it if it has moved; the next
 // flush puts it back otherwise.
-func (f *File) holdTime(n int) error {
-	if !f.own.Through(n) {
+func (f *File) holdTime() error {
+	if !f.own.Through() {
 		f.timeHeld = false
 		return nil
 	}

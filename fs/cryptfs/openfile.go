@@ -598,7 +598,7 @@ func (v *Volume) removeSidecars(n, home *Node, id envelope.ID) {
 
 // Through implements chunkfile.Owner: the kernel holds back what programs write,
 // and once it has written it out does not ask for more.
-func (f *openFile) Through(int) bool { return true }
+func (f *openFile) Through() bool { return true }
 
 // Synced implements chunkfile.Owner. The promise is not synced itself: after a
 // crash without it the bytes are there, and only somebody's cutting them off

@@ -465,7 +465,7 @@ func (unlogged) NewHeader(bool) ([]byte, error)                   { return nil, 
 func (unlogged) Header(bool) (journal.Op, error)                  { return journal.Op{}, errNoHeader }
 func (unlogged) PutHeader([]byte) error                           { return errNoHeader }
 func (unlogged) Emptied()                                         {}
-func (unlogged) Through(int) bool                                 { return false }
+func (unlogged) Through() bool                                    { return false }
 func (unlogged) Synced(int64)                                     {}
 
 // isTemp reports whether an entry is a temporary: something that was never
