@@ -226,6 +226,38 @@ func TestFullDisk(t *testing.T) {
 	s.Unmount()
 }
 
+// S-35: a write that goes past the kernel's cache moves the file's time, too.
+func TestTimesOfWritesThatGoThrough(t *testing.T) {
+	rig.Need(t, "root", "fuse")
+	disk := t.TempDir()
+	if err := unix.Mount("none", disk, "tmpfs", 0, "size=24m"); err != nil { // nearly full, to a store
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Unmount(disk, unix.MNT_DETACH) }()
+	s := newSemanticsIn(t, filepath.Join(disk, "store"))
+	put(t, s.Path("file"), noise(100_000, 1))
+	old := time.Date(2001, 2, 3, 4, 5, 6, 0, time.UTC)
+	if err := os.Chtimes(s.Path("file"), old, old); err != nil {
+		t.Fatal(err)
+	}
+	s.Unmount()
+	s.Again()
+	f, err := os.OpenFile(s.Path("file"), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = f.WriteAt([]byte("changed"), 50_000)
+	if err := errors.Join(err, f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	s.Unmount()
+	s.Again()
+	if st, err := os.Stat(s.Path("file")); err != nil || time.Since(st.ModTime()) > time.Hour {
+		t.Errorf("mtime %v, %v, want that of the write", st.ModTime(), err)
+	}
+	s.Unmount()
+}
+
 // S-13 S-15
 func TestKilledServer(t *testing.T) {
 	s := newSemantics(t)

@@ -42,6 +42,9 @@ func (f *File) FlushAt(mtime unix.Timespec) error {
 	return err
 }
 
+// FlushNow is FlushAt by a caller who has just written.
+func (f *File) FlushNow() error { return f.FlushAt(now()) }
+
 func (f *File) flush() error { return f.flushAs(f.timeHeld || f.hot.valid && f.hot.dirty) }
 
 // flushAs is flush; late says that the store file's own time would not be that

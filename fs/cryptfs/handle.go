@@ -420,6 +420,9 @@ func (h *Handle) Ino() uint64 { return h.f.n.key.ino }
 // Flush brings what is in memory to the store file.
 func (h *Handle) Flush() error { return h.f.about(h.f.cf.Flush()) }
 
+// WrittenNow is Flush by a caller who has just written, past any cache.
+func (h *Handle) WrittenNow() error { return h.f.about(h.f.cf.FlushNow()) }
+
 // WrittenOut is Flush by a caller who knows when the newest write was.
 func (h *Handle) WrittenOut(mtime Time) error {
 	return h.f.about(h.f.cf.FlushAt(unix.Timespec{Sec: mtime.Sec, Nsec: int64(mtime.Nsec)}))

@@ -82,6 +82,9 @@ func (f *fileSystem) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (ui
 		return 0, statusBadHandle
 	}
 	n, err := h.WriteAt(data, int64(in.Offset), in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0)
+	if err == nil && in.WriteFlags&fuse.WRITE_CACHE == 0 {
+		err = h.WrittenNow() // the kernel tells the times of its cache's writes only
+	}
 	if err != nil {
 		return 0, f.status("write", &in.InHeader, err)
 	}
