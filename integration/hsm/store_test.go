@@ -79,6 +79,8 @@ func TestTokenTakenAway(t *testing.T) {
 	m := u.Mount(dir)
 	m.Put("open", []byte("open"))
 	m.Put("closed", []byte("closed"))
+	m.Unmount() // close(2) does not wait until the mount has forgotten the file and its key
+	m.Again()
 	f, err := os.OpenFile(m.Path("open"), os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
