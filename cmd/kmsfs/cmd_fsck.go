@@ -65,6 +65,8 @@ type fsckResult struct {
 	Store string `json:"store"`
 	ID    string `json:"id"`
 	Quick bool   `json:"quick,omitempty"`
+	// Complete is false if the check ended before it had looked at everything.
+	Complete bool `json:"complete"`
 	*cryptfs.FsckReport
 }
 
@@ -109,18 +111,23 @@ func (a *app) runFsck(ctx context.Context, o fsckOptions) error {
 	}
 	report, err := cryptfs.Fsck(ctx, c)
 	bar.finish()
-	if err != nil {
+	if report == nil {
 		return err
 	}
-	if err := pinStore(known, facts, false); err != nil {
-		return err
+	complete := err == nil
+	if complete {
+		err = pinStore(known, facts, false)
 	}
 	if o.json {
-		if err := a.printJSON(fsckResult{facts.path, facts.id, o.quick, report}); err != nil {
-			return err
-		}
+		err = errors.Join(err, a.printJSON(fsckResult{facts.path, facts.id, o.quick, complete, report}))
 	} else {
 		a.printFsck(report)
+	}
+	if !complete {
+		a.note("ended early: not everything was looked at; what is said to be mended is")
+	}
+	if err != nil {
+		return err
 	}
 	return fsckVerdict(o, report)
 }

@@ -103,7 +103,8 @@ func isKeyKind(k fault.Kind) bool {
 
 // Fsck checks every record, name, header and chunk of a store that nobody has
 // mounted (ErrLocked). The error is of the check itself; what the store has
-// wrong is in the report.
+// wrong is in the report, and after an error, or the end of ctx, what had been
+// found and mended by then. Without a report nothing was begun.
 func Fsck(ctx context.Context, c FsckConfig) (*FsckReport, error) {
 	c.ReadOnly, c.Alone, c.mend = !c.Repair && !c.EmptyQuarantine, true, true
 	v, err := Open(ctx, c.Config)

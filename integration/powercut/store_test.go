@@ -46,6 +46,7 @@ type rig struct {
 	model    *oracle
 	disk     *disk // a store to start with
 	client   *client
+	others   bool // other users reach the mount
 	n        int
 }
 
@@ -162,7 +163,7 @@ func (r *rig) mount(store string, tap *recorder) (*session, error) {
 		return nil, err
 	}
 	mnt := filepath.Join(r.dir, "mnt")
-	s, err := fusefs.Mount(v, mnt, fusefs.Options{Log: c.Log})
+	s, err := fusefs.Mount(v, mnt, fusefs.Options{Log: c.Log, AllowOther: r.others})
 	if err != nil {
 		r.t.Fatal(err)
 	}
