@@ -114,6 +114,9 @@ func (a *app) runMount(ctx context.Context, o mountOptions) error {
 	if err := o.check(); err != nil {
 		return err
 	}
+	if o.foreground {
+		beginRelaxed()
+	}
 	plan, err := a.planMount(ctx, &o)
 	if err != nil {
 		return err

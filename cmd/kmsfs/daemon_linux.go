@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -65,7 +66,10 @@ func (a *app) startDaemon(ctx context.Context, p *mountPlan, logFile string, pas
 	cmd.Stderr = log // for what the runtime itself has to say
 	cmd.ExtraFiles = []*os.File{planRead, reportWrite}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	runtime.LockOSThread() // which the process inherits the slack of
+	relaxTimers()
 	err = cmd.Start()
+	runtime.UnlockOSThread()
 	_, _ = planRead.Close(), reportWrite.Close() // the child has its own
 	if err != nil {
 		return fmt.Errorf("starting the mount's process: %w", err)

@@ -30,6 +30,7 @@ func serveMount(ctx context.Context, p *mountPlan, pass func() ([]byte, error), 
 	signal.Notify(hangups, syscall.SIGHUP)
 	defer signal.Stop(hangups)
 	prepareLimits(log)
+	spareProcs()
 	mon, err := openMonitor(p, log)
 	if err != nil {
 		return err

@@ -17,6 +17,8 @@ const (
 	// that nobody needs.
 	poolFirst = 4
 	poolPause = time.Second
+	// poolGather is how long a few keys may be lacking before they are called for.
+	poolGather = 50 * time.Millisecond
 	// poolRetry is how long a pool is not refilled after a failure. Create calls
 	// all the same, and its caller sees the error.
 	poolRetry = time.Second
@@ -40,6 +42,8 @@ type pool struct {
 	retryAt time.Time     // no refill before
 	timer   *time.Timer   // wipes what is too old; nil if nothing is ready
 	dead    bool          // takes no more keys
+
+	gathering bool // a refill comes
 }
 
 // pooled is a key that nobody has yet.
@@ -168,12 +172,38 @@ func (p *pool) kill() {
 	}
 }
 
-// refill starts the calls that p lacks. m.mu is held, and m is not closed.
+// refill starts the calls that p lacks: those of a quarter of its keys at once,
+// fewer after poolGather. With a key service that answers at once, starting a call
+// costs more than the call. m.mu is held, and m is not closed.
 func (m *Manager) refill(p *pool, now time.Time) {
-	for !p.dead && !now.Before(p.retryAt) && p.refills < poolRefills && len(p.ready)+p.calls-len(p.waiting) < p.target {
+	switch n := p.lacks(now); {
+	case n >= max(p.target/4, 1):
+		m.fill(p, now)
+	case n > 0 && !p.gathering:
+		p.gathering = true
+		time.AfterFunc(poolGather, func() {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			if p.gathering = false; !m.closed {
+				m.fill(p, m.opts.Now())
+			}
+		})
+	}
+}
+
+func (m *Manager) fill(p *pool, now time.Time) {
+	for p.lacks(now) > 0 {
 		p.refills++
 		m.startFill(context.Background(), p, nil)
 	}
+}
+
+// lacks returns how many calls p wants, and may begin.
+func (p *pool) lacks(now time.Time) int {
+	if p.dead || now.Before(p.retryAt) {
+		return 0
+	}
+	return min(p.target-(len(p.ready)+p.calls-len(p.waiting)), poolRefills-p.refills)
 }
 
 // startCaller lets a creation wait that found no key, for a call that another

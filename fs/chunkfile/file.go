@@ -101,6 +101,10 @@ type State struct {
 // File is an open file. It is safe for concurrent use. It owns neither its
 // Disk nor its Codec.
 type File struct {
+	// turn is held around a write, and handed on in the order in which writes
+	// came: mu alone lets a newcomer pass, and a write beyond the end before the
+	// one that leads up to it leaves a hole that then is filled in place.
+	turn chan struct{}
 	mu   sync.RWMutex
 	disk Disk
 	geo  dare.Geometry
@@ -189,6 +193,7 @@ func Open(c Config) (*File, error) {
 
 func newFile(c Config) *File {
 	f := &File{
+		turn: make(chan struct{}, 1),
 		disk: c.Disk, geo: c.Geo, code: c.Codec, own: c.Owner, diskSize: c.Size, sparse: c.Sparse, lastOn: -1,
 		durable: c.Durable, unsynced: c.Unsynced, promised: c.Promised, logged: c.Logged, cutIn: c.CutIn, syncErr: c.Lost,
 	}

@@ -199,7 +199,7 @@ func putBuf(b *[]byte) { bufs.Put(b) }
 // parallel calls f for 0..n-1 on all processors and returns the error of the
 // lowest index that failed. Few calls are not worth a goroutine.
 func parallel(n int, f func(int) error) error {
-	workers := min(runtime.GOMAXPROCS(0), n/2)
+	workers := min(runtime.GOMAXPROCS(0), runtime.NumCPU(), n/2)
 	if workers < 2 {
 		for i := range n {
 			if err := f(i); err != nil {

@@ -19,6 +19,8 @@ func (f *File) WriteAt(p []byte, off int64) (int, error) {
 	if int64(len(p)) > int64(f.geo.MaxPlain())-off {
 		return 0, unix.EFBIG
 	}
+	f.turn <- struct{}{}
+	defer func() { <-f.turn }()
 	f.mu.Lock()
 	defer f.unlock()
 	if f.code == nil {
