@@ -194,3 +194,76 @@ func flipByte(t *testing.T, path string, at int64) {
 		t.Fatal(err)
 	}
 }
+
+// TestConditionAfterOtherDamage: damage to what is not a chunk shows as well.
+func TestConditionAfterOtherDamage(t *testing.T) {
+	eachPlacement(t, func(t *testing.T, p envelope.Placement) {
+		whole := newVictim(t, p, "sub/a", "b")
+		m := whole.h.Mount(whole.dir)
+		if err := os.Symlink("where/it/leads", m.Path("link")); err != nil {
+			t.Fatal(err)
+		}
+		m.Unmount()
+		for name, e := range readTree(t, whole.dir) {
+			if e.mode&unix.S_IFMT == unix.S_IFLNK {
+				whole.entries["link"] = name
+			}
+		}
+		for what, c := range map[string]struct {
+			damage func(s *victimStore)
+			use    func(m *rig.Mount) error
+		}{
+			"header": {
+				damage: func(s *victimStore) {
+					h := s.header("sub/a")
+					h[len(h)/3] ^= 1
+					s.setHeader("sub/a", h)
+				},
+				use: func(m *rig.Mount) error { _, err := os.ReadFile(m.Path("sub/a")); return err },
+			},
+			"end": {
+				damage: func(s *victimStore) { b := s.body("sub/a"); s.setBody("sub/a", b[:len(b)-7]) },
+				use:    func(m *rig.Mount) error { _, err := os.ReadFile(m.Path("sub/a")); return err },
+			},
+			"symlink": {
+				damage: func(s *victimStore) {
+					target, err := os.Readlink(s.path("link"))
+					if err != nil {
+						t.Fatal(err)
+					}
+					other := byte('A')
+					if target[4] == other {
+						other = 'B'
+					}
+					damaged := target[:4] + string(other) + target[5:]
+					if err := errors.Join(os.Remove(s.path("link")), os.Symlink(damaged, s.path("link"))); err != nil {
+						t.Fatal(err)
+					}
+				},
+				use: func(m *rig.Mount) error { _, err := os.Readlink(m.Path("link")); return err },
+			},
+		} {
+			t.Run(what, func(t *testing.T) {
+				s := whole.copy(t)
+				c.damage(s)
+				m := s.h.Mount(s.dir)
+				if c := conditionOf(t, m); c.State != "sound" {
+					t.Errorf("before it is used: got %+v, want sound", c)
+				}
+				if err := c.use(m); !errors.Is(err, unix.EIO) {
+					t.Errorf("using it: got %v, want EIO", err)
+				}
+				if c := conditionOf(t, m); c.State != "damaged" || c.Damage.Count == 0 || len(c.Damage.Recent) != 1 {
+					t.Errorf("after it was used: got %+v, want damaged", c)
+				}
+				if got, err := os.ReadFile(m.Path("b")); err != nil || !bytes.Equal(got, s.plain["b"]) {
+					t.Errorf("another file: %v", err)
+				}
+				if r := s.h.Try("health", m.Dir); r.Code != 4 {
+					t.Errorf("health: got exit code %d, want 4: %s", r.Code, r.Stderr)
+				}
+				m.Unmount()
+			})
+		}
+	})
+}
