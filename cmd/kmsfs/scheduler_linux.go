@@ -23,7 +23,7 @@ const (
 	// minProcs is GOMAXPROCS on a machine with fewer cores. A thread that waits for
 	// a request, or for the disk, keeps its processor until the monitor takes it
 	// away: with a few to spare none is waited for.
-	minProcs = 8
+	minProcs = 16
 )
 
 // relaxed reports whether the calling thread has timerSlack.

@@ -76,7 +76,7 @@ func (f *File) prefix(from int64) ([]byte, error) {
 
 // smallGrowth is how many new bytes may go through the journal, where that
 // saves a sync.
-const smallGrowth = 256 << 10
+const smallGrowth = 512 << 10
 
 // store writes bytes to the store file; end says that the file ends with them.
 // What is new goes before what replaces bytes in place, so that a full disk

@@ -411,6 +411,10 @@ func newHandle(f *openFile, write bool) *Handle {
 // Writers reports whether the file is open for writing, by this handle or another.
 func (h *Handle) Writers() bool { return h.f.writers.Load() > 0 }
 
+// Size returns the file's size, without those writes that are under way. It does
+// not wait.
+func (h *Handle) Size() int64 { return h.f.cf.Size() }
+
 // Writable reports whether the handle may write.
 func (h *Handle) Writable() bool { return h.write }
 

@@ -81,8 +81,13 @@ func (f *fileSystem) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (ui
 	if !ok {
 		return 0, statusBadHandle
 	}
+	cached := in.WriteFlags&fuse.WRITE_CACHE != 0
+	if cached && int64(in.Offset) > h.Size() { // or what is between is a hole until it comes
+		f.writes.awaitBefore(in.Unique)
+	}
+	f.writes.came(in.Unique)
 	n, err := h.WriteAt(data, int64(in.Offset), in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0)
-	if err == nil && in.WriteFlags&fuse.WRITE_CACHE == 0 {
+	if err == nil && !cached {
 		err = h.WrittenNow() // the kernel tells the times of its cache's writes only
 	}
 	if err != nil {

@@ -28,6 +28,7 @@ type fileSystem struct {
 	nodes  *nodeTable[*cryptfs.Node]
 	files  *handleTable[*cryptfs.Handle]
 	dirs   *handleTable[*dirStream]
+	writes *arrivals
 	pruner *pruner
 }
 
@@ -38,6 +39,7 @@ func newFileSystem(v *cryptfs.Volume, log *slog.Logger) *fileSystem {
 		nodes:  newNodeTable[*cryptfs.Node](),
 		files:  newHandleTable[*cryptfs.Handle](),
 		dirs:   newHandleTable[*dirStream](),
+		writes: newArrivals(),
 	}
 	f.pruner = &pruner{count: f.nodes.count, sample: f.nodes.sample, max: maxKnown, wake: make(chan struct{}, 1), log: log}
 	// The kernel knows the root from the start and never forgets it.

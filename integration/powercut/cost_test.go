@@ -9,7 +9,7 @@ import (
 // TestFsyncsOfAMount counts what an fsync costs on the store's disk, over a real
 // mount: one sync, as a file that is not encrypted. In placement sidecar a new
 // file has a second one, and that one's name. More than goes through the journal
-// at once needs the file's own as well, and one before for a file of an earlier
+// at once (512 KiB) needs the file's own as well, and one before for a file of an earlier
 // epoch.
 func TestFsyncsOfAMount(t *testing.T) {
 	for _, p := range placements {
@@ -46,8 +46,9 @@ func TestFsyncsOfAMount(t *testing.T) {
 			}{
 				"overwrite":        {1, func() step { return step{Op: "write", Path: "foo", Off: 3000, Len: 3000, Sync: true} }},
 				"append":           {1, func() step { return step{Op: "write", Path: "foo", Off: o.size("foo"), Len: 3000, Sync: true} }},
-				"append much":      {3, func() step { return step{Op: "write", Path: "A/foo", Off: o.size("A/foo"), Len: 500_000, Sync: true} }},
-				"append much more": {2, func() step { return step{Op: "write", Path: "first", Off: o.size("first"), Len: 500_000, Sync: true} }},
+				"append much":      {1, func() step { return step{Op: "write", Path: "A/foo", Off: o.size("A/foo"), Len: 500_000, Sync: true} }},
+				"append more":      {3, func() step { return step{Op: "write", Path: "A/bar", Off: o.size("A/bar"), Len: 900_000, Sync: true} }},
+				"append much more": {2, func() step { return step{Op: "write", Path: "first", Off: o.size("first"), Len: 900_000, Sync: true} }},
 				"create":           {made, func() step { name += "+"; return step{Op: "create", Path: name, Len: 9000, Sync: true} }},
 			} {
 				got := []int{do(c.step()), do(c.step()), do(c.step())}

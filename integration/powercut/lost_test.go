@@ -16,12 +16,12 @@ var lost = []struct {
 	}},
 	{"appended, moved into a new directory", []step{
 		{Op: "mkdir", Path: "D"},
-		{Op: "write", Path: "foo", Off: 10_000, Len: 300_000, Seed: 51},
+		{Op: "write", Path: "foo", Off: 10_000, Len: 600_000, Seed: 51},
 		{Op: "settle"}, // lets go of the file
 		{Op: "rename", Path: "foo", To: "D/foo"},
 	}},
 	{"held and synced after a close, then moved", []step{
-		{Op: "write", Path: "foo", Off: 10_000, Len: 300_000, Seed: 51},
+		{Op: "write", Path: "foo", Off: 10_000, Len: 600_000, Seed: 51},
 		{Op: "settle"}, // lets go of the file
 		{Op: "hold", Path: "foo"},
 		{Op: "fsync", Path: "foo"},
@@ -42,7 +42,7 @@ var lost = []struct {
 		{Op: "fsyncdir", Path: "."}, {Op: "fsyncdir", Path: "B"},
 	}},
 	{"linked into a new directory while unsynced", []step{
-		{Op: "write", Path: "foo", Off: 10_000, Len: 300_000, Seed: 51},
+		{Op: "write", Path: "foo", Off: 10_000, Len: 600_000, Seed: 51},
 		{Op: "settle"}, // lets go of the file
 		{Op: "mkdir", Path: "D"},
 		{Op: "link", Path: "foo", To: "D/foo"},
@@ -52,7 +52,7 @@ var lost = []struct {
 	{"cut, and long after it appended to: the cut must not be done once more", []step{
 		{Op: "create", Path: "new", Len: 20_000, Seed: 51},
 		{Op: "truncate", Path: "new", Off: 2 * chunk},
-		{Op: "write", Path: "new", Off: 2 * chunk, Len: 300_000, Seed: 52, Sync: true},
+		{Op: "write", Path: "new", Off: 2 * chunk, Len: 600_000, Seed: 52, Sync: true},
 		{Op: "fsyncdir", Path: "."},
 	}},
 	{"synced by another descriptor than the one that wrote", []step{

@@ -130,7 +130,7 @@ func (a *author) candidate() step {
 // length is more than what may grow through the journal, now and then.
 func (a *author) length() int64 {
 	if a.rnd.IntN(30) == 0 {
-		return 270_000
+		return 600_000
 	}
 	return pick(a.rnd, someSizes)
 }
