@@ -30,6 +30,7 @@ func serveMount(ctx context.Context, p *mountPlan, pass func() ([]byte, error), 
 	signal.Notify(hangups, syscall.SIGHUP)
 	defer signal.Stop(hangups)
 	prepareLimits(log)
+	spareProcs()
 	mon, err := openMonitor(p, log)
 	if err != nil {
 		return err
@@ -53,7 +54,6 @@ func serveMount(ctx context.Context, p *mountPlan, pass func() ([]byte, error), 
 	if err != nil {
 		return err
 	}
-	spareProcs() // not before: go-fuse lets as many requests be waited for as there are
 	if err := announce(p, log, keyWarnings(ctx, v.providers, allKeys(p.Keys)), ready); err != nil {
 		return errors.Join(err, server.Unmount())
 	}
