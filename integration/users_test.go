@@ -233,7 +233,8 @@ func TestMountOfAnOrdinaryUser(t *testing.T) {
 mkdir m
 chown nobody m
 user "$1" kmsfs init store >/dev/null 2>&1
-user "$1" kmsfs mount store m 2>/dev/null
+user "$1" kmsfs mount --pid-file pid store m 2>/dev/null
+pid=$(cat pid)
 trap 'umount -l m' EXIT
 user "$1" sh -c 'umask 027; echo mine > m/file; mkdir m/dir; cat m/file; stat -c "%u %a" m/file'
 for command in "stat m/file" "cat m/file" "ls m" "touch m/new"; do
@@ -244,6 +245,7 @@ echo "chown: $(ends user "$1" chown 4712 m/file)"
 user "$1" bash -c 'exec 9<m/file; kmsfs umount m 9<&-; echo "in use: $?"; kmsfs umount --lazy m 9<&-; echo "lazy: $?"; cat <&9' 2>&1
 echo "afterwards: $(ends ls m)"
 trap - EXIT
+timeout 30 sh -c "while kill -0 $pid 2>/dev/null; do sleep 0.1; done" # it still writes in the store
 `)
 	want := `mine
 65534 640
