@@ -6,7 +6,7 @@ BIN       := bin/kmsfs
 VERSION   := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.6.1
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.1.4
-FUZZTIME  ?= 2s
+FUZZTIME  ?= 1s
 SOAK      ?= 1h
 
 # Programs that the tests run, as program:package.
@@ -49,9 +49,10 @@ unit:
 	$(GO) test -race -timeout 20m ./cmd/... ./crypto/... ./fs/...
 
 # Real mounts, real programs, the KMS test server. Not run from a cache: the
-# programs and the kernel are part of what is tested.
+# programs and the kernel are part of what is tested. Most of what runs in
+# parallel waits, for a key service that is away.
 integration: integration-pkcs11
-	$(GO) test -count=1 -timeout 30m ./integration/...
+	$(GO) test -count=1 -timeout 30m -parallel 4 ./integration/...
 
 # What needs the build tag, over SoftHSM2, and so a C compiler.
 integration-pkcs11:

@@ -94,7 +94,7 @@ func sources(t *testing.T, h *rig.Home, n int) (archive string, files int) {
 // key of its own: the keys are there before they are needed.
 func TestLatencyUnpack(t *testing.T) {
 	s := newKMSStore(t, envelope.Prefix, []string{"general"}, map[string]kmsClass{"general": {}})
-	archive, files := sources(t, s.h, size(3000, 1_000_000))
+	archive, files := sources(t, s.h, size(2000, 1_000_000))
 	m := s.mount()
 	ratio := s.ratio(fmt.Sprintf("unpacking %d files", files), func(round string) time.Duration {
 		s.again(m) // every round begins with an empty pool
