@@ -109,6 +109,7 @@ func (x *object) rebase() {
 		x.entries = []at[map[string]*object]{{0, last(x.entries)}}
 	}
 	x.synced, x.datasynced, x.removed = nil, nil, nil
+	x.poked, x.partly = false, nil
 }
 
 // clone copies an oracle whose time is 0.
