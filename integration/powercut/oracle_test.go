@@ -339,13 +339,24 @@ func (f *found) same(p string, g *found) error {
 	return nil
 }
 
-// check holds what was found against what may be there.
+// check holds what was found against what may be there. An empty file may be the
+// one that had a name, or another that got the name later: each version of the
+// root's names is tried.
 func (v *view) check(root *found) error {
-	is := map[*object]*found{v.root: root}
-	if err := v.dir(".", v.root, root, is); err != nil {
-		return err
+	versions := may(v.root.entries, v.floor(v.root), v.latest)
+	var errs []error
+	for _, names := range slices.Backward(versions) {
+		is := map[*object]*found{v.root: root}
+		err := v.names(".", v.root, names, root, is)
+		if err == nil {
+			err = v.lost(is)
+		}
+		if err == nil {
+			return nil
+		}
+		errs = append(errs, err)
 	}
-	return v.lost(is)
+	return fmt.Errorf("%d versions of . may be there:\n%w", len(versions), errors.Join(errs...))
 }
 
 // dir: the names of a directory are those of one moment, whatever other
