@@ -33,8 +33,9 @@ type object struct {
 	removed    []int // times at which it lost a name
 
 	// poked: the kernel may hold writes that no sync has covered. Then an msync of
-	// some pages makes those durable and no others, and at that time, partly, the
-	// end may be there before what leads up to it.
+	// some pages makes those durable and no others, and whoever makes the file longer
+	// does it before they come: at that time, partly, the end may be there before what
+	// leads up to it.
 	poked  bool
 	partly []int
 }
@@ -180,6 +181,9 @@ func (o *oracle) do(s step) {
 }
 
 func (o *oracle) change(s step, x *object) {
+	if slices.Contains([]string{"truncate", "allocate", "zero"}, s.Op) && x.poked {
+		x.partly = append(x.partly, o.now)
+	}
 	switch s.Op {
 	case "rewrite":
 		o.wrote(x, nil)
@@ -240,6 +244,8 @@ type view struct {
 	*oracle
 	latest int // the last step that had begun
 	over   int // the last step that was over
+
+	oldest bool // try the oldest names of a directory first
 }
 
 func (o *oracle) at(pos int) *view {
@@ -341,20 +347,24 @@ func (f *found) same(p string, g *found) error {
 
 // check holds what was found against what may be there. An empty file may be the
 // one that had a name, or another that got the name later: each version of the
-// root's names is tried.
+// root's names is tried, and with it the newest names of others first, or the oldest.
 func (v *view) check(root *found) error {
 	versions := may(v.root.entries, v.floor(v.root), v.latest)
 	var errs []error
 	for _, names := range slices.Backward(versions) {
-		is := map[*object]*found{v.root: root}
-		err := v.names(".", v.root, names, root, is)
-		if err == nil {
-			err = v.lost(is)
+		for _, oldest := range []bool{false, true} {
+			w := *v
+			w.oldest = oldest
+			is := map[*object]*found{v.root: root}
+			err := w.names(".", v.root, names, root, is)
+			if err == nil {
+				err = w.lost(is)
+			}
+			if err == nil {
+				return nil
+			}
+			errs = append(errs, err)
 		}
-		if err == nil {
-			return nil
-		}
-		errs = append(errs, err)
 	}
 	return fmt.Errorf("%d versions of . may be there:\n%w", len(versions), errors.Join(errs...))
 }
@@ -363,8 +373,11 @@ func (v *view) check(root *found) error {
 // directories' are of.
 func (v *view) dir(p string, x *object, f *found, is map[*object]*found) error {
 	var errs []error
-	versions := may(x.entries, v.floor(x), v.latest)
-	for _, names := range slices.Backward(versions) {
+	versions := slices.Clone(may(x.entries, v.floor(x), v.latest))
+	if !v.oldest {
+		slices.Reverse(versions)
+	}
+	for _, names := range versions {
 		try := maps.Clone(is)
 		err := v.names(p, x, names, f, try)
 		if err == nil {
