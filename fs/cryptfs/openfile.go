@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -539,7 +540,33 @@ func (f *openFile) place(block []byte) ([]byte, error) {
 	defer f.v.ns.RUnlock()
 	at := f.v.spots(f.n, f.home)
 	defer at.release()
-	return f.v.place.Write(fd.File, at.dirs, f.file, block)
+	var before []byte
+	err = f.withDirs(at.dirs, func(dirs []*backing.Dir) (err error) {
+		before, err = f.v.place.Write(fd.File, dirs, f.file, block)
+		return err
+	})
+	return before, err
+}
+
+// withDirs calls do with the directories of the names that the mount knows. If it
+// knows none, and the store file has one, as a file with several names may, it
+// looks for that: a header beside it must not be lost. v.ns is locked.
+func (f *openFile) withDirs(dirs []*backing.Dir, do func([]*backing.Dir) error) error {
+	if len(dirs) > 0 || f.v.place.Sidecar(f.file[:]) == "" || f.removed() {
+		return do(dirs)
+	}
+	err := error(unix.ESTALE)
+	werr := f.v.walk(func(d *backing.Dir, e backing.Entry) bool {
+		if isInternal(e.Name) && !strings.HasPrefix(e.Name, longEntry) {
+			return true
+		}
+		if st, serr := d.Stat(e.Name); serr != nil || keyOf(st) != f.n.key {
+			return true
+		}
+		err = do([]*backing.Dir{d})
+		return false
+	})
+	return errors.Join(err, werr)
 }
 
 func (f *openFile) isApart() bool {

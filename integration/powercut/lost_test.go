@@ -69,6 +69,15 @@ var lost = []struct {
 		{Op: "checkpoint"},
 		{Op: "fsync", Path: "foo"},
 	}},
+	{"with a hole, and then without the name that it was opened by", []step{
+		{Op: "write", Path: "A/bar", Off: 20_000, Len: 4096, Seed: 51}, // its header says that it has holes now
+		{Op: "rename", Path: "A/foo", To: "A/bar"},                     // bar, which nobody has looked up, is left
+		{Op: "checkpoint"},
+		{Op: "create", Path: "empty/x", Len: 100, Seed: 52, Sync: true}, // an epoch later the journal has it no more
+		{Op: "checkpoint"},
+		{Op: "create", Path: "empty/y", Len: 100, Seed: 53, Sync: true},
+		{Op: "checkpoint"},
+	}},
 	{"written across its end", []step{
 		{Op: "create", Path: "new", Len: 4097, Seed: 51},
 		{Op: "fsyncdir", Path: "."},
