@@ -459,9 +459,7 @@ func (f *openFile) syncApart() (meta bool, err error) {
 		}
 	}
 	if f.apart {
-		at := v.spots(f.n, f.home)
-		err := f.withDirs(at.dirs, f.syncHeader)
-		at.release()
+		err := f.withDirs(f.syncHeader)
 		if err != nil && !f.removed() { // whose header went with the last name
 			return false, err
 		}

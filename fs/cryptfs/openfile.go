@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -538,10 +537,8 @@ func (f *openFile) place(block []byte) ([]byte, error) {
 	defer f.disk.put(fd)
 	f.v.ns.RLock()
 	defer f.v.ns.RUnlock()
-	at := f.v.spots(f.n, f.home)
-	defer at.release()
 	var before []byte
-	err = f.withDirs(at.dirs, func(dirs []*backing.Dir) (err error) {
+	err = f.withDirs(func(dirs []*backing.Dir) (err error) {
 		before, err = f.v.place.Write(fd.File, dirs, f.file, block)
 		return err
 	})
@@ -551,13 +548,15 @@ func (f *openFile) place(block []byte) ([]byte, error) {
 // withDirs calls do with the directories of the names that the mount knows. If it
 // knows none, and the store file has one, as a file with several names may, it
 // looks for that: a header beside it must not be lost. v.ns is locked.
-func (f *openFile) withDirs(dirs []*backing.Dir, do func([]*backing.Dir) error) error {
-	if len(dirs) > 0 || f.v.place.Sidecar(f.file[:]) == "" || f.removed() {
-		return do(dirs)
+func (f *openFile) withDirs(do func([]*backing.Dir) error) error {
+	at := f.v.spots(f.n, f.home)
+	defer at.release()
+	if len(at.dirs) > 0 || f.v.place.Sidecar(f.file[:]) == "" || f.removed() {
+		return do(at.dirs)
 	}
 	err := error(unix.ESTALE)
 	werr := f.v.walk(func(d *backing.Dir, e backing.Entry) bool {
-		if isInternal(e.Name) && !strings.HasPrefix(e.Name, longEntry) {
+		if isInternal(e.Name) {
 			return true
 		}
 		if st, serr := d.Stat(e.Name); serr != nil || keyOf(st) != f.n.key {

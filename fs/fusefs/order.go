@@ -48,15 +48,12 @@ func (a *arrivals) came(unique uint64) {
 func (a *arrivals) awaitBefore(unique uint64) {
 	before := unique - requestStep
 	a.mu.Lock()
-	ch := a.wanted[before]
-	switch {
-	case *a.place(before) == before:
+	if *a.place(before) == before {
 		a.mu.Unlock()
 		return
-	case ch == nil:
-		ch = make(chan struct{})
-		a.wanted[before] = ch
 	}
+	ch := make(chan struct{}) // nobody else waits for it: one request comes next
+	a.wanted[before] = ch
 	a.mu.Unlock()
 	timeout := time.NewTimer(overtaken)
 	defer timeout.Stop()
